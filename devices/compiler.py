@@ -1,0 +1,179 @@
+"""TGX compiler: LLVM IR text in, object code out, machine code in memory. All through llvmlite.
+
+`TGXCompiler.compile` is what tinygrad calls, in the parent or in a worker of its compile pool; the
+object code it returns lives in tinygrad's disk cache. `load` links an object into this process.
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import tempfile
+import threading
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+from tinygrad.device import CompileError, Compiler
+
+# Part of every cache key: change it whenever the same IR should give other machine code.
+VERSION = "1"
+
+ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64",
+                 "riscv64": "riscv64"}
+TRIPLE = {"x86_64": "x86_64-unknown-linux-gnu", "arm64": "aarch64-unknown-linux-gnu",
+          "riscv64": "riscv64-unknown-linux-gnu"}
+
+
+def host_architecture() -> str:
+    """This machine, in tinygrad's words: `x86_64,native`, `arm64,native`."""
+    machine = platform.machine().lower()
+    return f"{ARCHITECTURES.get(machine, machine)},native"
+
+
+@functools.cache
+def initialize_llvm(every_target: bool) -> None:
+    if every_target:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    else:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
+
+
+@functools.cache
+def host_cpu() -> tuple[str, str]:
+    """Name and features of this CPU, as LLVM sees them."""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+class TGXCompiler(Compiler):
+    """`arch` is tinygrad's string: `<architecture>,<cpu>[,<feature>…]`; the cpu `native` is this
+    one, a feature with a leading `-` is switched off."""
+
+    def __init__(self, arch: str = "") -> None:
+        self.arch = arch or host_architecture()
+        self.architecture, cpu, *features = [*self.arch.split(","), "native"][:max(
+            2, self.arch.count(",") + 1)]
+        if self.architecture not in TRIPLE:
+            raise CompileError(f"TGX cannot compile for {self.architecture!r}; it knows "
+                               f"{', '.join(TRIPLE)}. Example: DEV=TGX::x86_64,native")
+        self.is_host = self.architecture == host_architecture().split(",")[0]
+        initialize_llvm(not self.is_host)
+        if cpu == "native" and not self.is_host:
+            raise CompileError(f"'native' is a {host_architecture()} here, not {self.architecture}: "
+                               f"name a CPU, as in DEV=TGX::arm64,cortex-a78")
+        extra = [f if f[0] in "+-" else f"+{f}" for f in features]
+        self.cpu, host_features = host_cpu() if cpu == "native" else (cpu, "")
+        # x18 belongs to the operating system on macOS and Windows
+        reserved = ["+reserve-x18"] if self.architecture == "arm64" else []
+        self.features = ",".join(filter(None, [host_features, *extra, *reserved]))
+        self.triple = llvm.get_process_triple() if self.is_host else TRIPLE[self.architecture]
+        self._lock = threading.Lock()
+        self._sources: dict[bytes, str] = {}
+        digest = hashlib.sha256("|".join([
+            VERSION, llvmlite.__version__, str(llvm.llvm_version_info), self.triple, self.cpu,
+            self.features]).encode()).hexdigest()[:16]
+        super().__init__(f"compile_tgx_{digest}")
+
+    @property
+    def has_half(self) -> bool:
+        """Can the CPU convert half to float by itself?"""
+        return self.architecture == "arm64" or "+f16c" in self.features.split(",") or \
+            self.cpu.startswith(("x86-64-v3", "x86-64-v4", "znver", "haswell", "skylake"))
+
+    @property
+    def vector_bytes(self) -> int:
+        """Width of a vector register: 64 with AVX-512, 32 with AVX2, else 16."""
+        features = self.features.split(",")
+        if self.architecture == "x86_64":
+            if "+avx512f" in features or self.cpu in ("znver4", "znver5", "x86-64-v4"):
+                return 64 if "-avx512f" not in features else 32
+            if "+avx2" in features or self.cpu in ("x86-64-v3", "znver3", "haswell"):
+                return 32
+        return 16
+
+    def target_machine(self) -> llvm.TargetMachine:
+        """A target machine of the caller's own: LLVM's are not to be shared between threads."""
+        target = llvm.Target.from_triple(self.triple)
+        return target.create_target_machine(cpu=self.cpu, features=self.features, opt=3,
+                                            reloc="pic", codemodel="default", jit=False)
+
+    def optimized(self, source: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
+        """Parses and optimizes a module."""
+        machine = self.target_machine()
+        if self.vector_bytes == 64:  # LLVM would settle for half-width vectors
+            source = source.replace(" nounwind {", ' nounwind "prefer-vector-width"="512" {')
+        try:
+            module = llvm.parse_assembly(source, context=llvm.create_context())
+            module.triple, module.data_layout = self.triple, str(machine.target_data)
+            module.verify()
+        except RuntimeError as e:
+            raise CompileError(self._failure(source, str(e))) from e
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = True
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return module, machine
+
+    def compile(self, src: str) -> bytes:
+        module, machine = self.optimized(src)
+        return bytes(machine.emit_object(module))
+
+    def compile_cached(self, src: str) -> bytes:
+        lib = super().compile_cached(src)
+        with self._lock:  # remembered for DEBUG=7, which hands back only the object code
+            self._sources = {lib: src}
+        return lib
+
+    def assembly(self, source: str) -> str:
+        """The machine code of `source`, as text."""
+        module, machine = self.optimized(source)
+        return str(machine.emit_assembly(module))
+
+    def optimized_ir(self, source: str) -> str:
+        """`source` after LLVM's passes."""
+        return str(self.optimized(source)[0])
+
+    def disassemble(self, lib: bytes) -> None:
+        with self._lock:
+            source = self._sources.get(lib)
+        print(self.assembly(source) if source else "no source at hand for this object")
+
+    def _failure(self, source: str, problem: str) -> str:
+        name = next((line.split("@")[1].split("(")[0] for line in source.splitlines()
+                     if line.startswith("define void @")), "kernel")
+        path = Path(tempfile.gettempdir()) / f"tgx-failed-{name}-{os.getpid()}.ll"
+        try:
+            path.write_text(source)
+            kept = f"its IR is kept in {path}"
+        except OSError as e:
+            kept = f"its IR could not be kept ({e})"
+        return f"LLVM refused kernel {name} ({kept}): {problem.strip()}"
+
+
+# ***************************** loading *****************************
+
+@functools.cache
+def _jit() -> llvm.LLJIT:
+    initialize_llvm(False)
+    return llvm.create_lljit_compiler()
+
+
+_load_lock, _load_count = threading.Lock(), 0
+
+
+class Loaded:
+    """Machine code in this process. It stays mapped for as long as this object lives."""
+
+    def __init__(self, obj: bytes, symbols: tuple[str, ...]) -> None:
+        global _load_count
+        with _load_lock:
+            _load_count += 1
+            library = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
+            for symbol in symbols:
+                library = library.export_symbol(symbol)
+            self._tracker = library.link(_jit(), f"tgx.{_load_count}")
+        self.address = {symbol: self._tracker[symbol] for symbol in symbols}
