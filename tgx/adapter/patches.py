@@ -1,0 +1,128 @@
+"""The few places where tinygrad itself is adjusted, each with its reason.
+
+Every function here is a row of `hook.PATCHES`: it is called once, with a module of tinygrad's that
+was just executed and that fits `compat.NEEDS`. Nothing changes for a program that does not use TGX,
+except that a missing clang is explained.
+
+Why the CPU device is avoided: tinygrad moves data through it in three places of its own accord.
+Opening it takes clang, whatever renderer is asked for; a machine without a compiler, for which TGX
+is made, could not print `Tensor.arange(3).tolist()`. Where the user names CPU himself, he gets it,
+or the error that says what it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import sys
+import zipfile
+import zlib
+from types import ModuleType
+from typing import Any
+
+from tgx.errors import MissingTool
+
+
+def add_tgx(device: ModuleType) -> None:
+    """Let TGX be a candidate for the default device, after all that tinygrad knows itself."""
+    device.ALL_DEVICES.append("TGX")
+    device.Device._devices.append("TGX")
+
+
+def on_tgx() -> bool:
+    """Whether this program's default device is TGX."""
+    from tinygrad import Device
+
+    return Device.DEFAULT.split(":")[0] == "TGX"
+
+
+def read_back_without_cpu(tensor: ModuleType) -> None:
+    """Tensors of no device (constants, `arange`) or of several are read through the default device.
+
+    tinygrad reads both through CPU, and turns a list into a CPU tensor to store it in a file.
+    """
+    Tensor = tensor.Tensor
+    stock_buffer, stock_assign = Tensor._buffer, Tensor.assign
+
+    @functools.wraps(stock_buffer)
+    def _buffer(self: Any) -> Any:
+        homeless = self.uop.device is None or isinstance(self.device, tuple)
+        if homeless and on_tgx():
+            self = self.contiguous().clone(default_device())
+        return stock_buffer(self)
+
+    @functools.wraps(stock_assign)
+    def assign(self: Any, x: Any) -> Any:
+        in_file = isinstance(self.device, str) and self.device.startswith(("DISK", "TINYFS"))
+        if in_file and not isinstance(x, Tensor) and on_tgx():
+            x = Tensor(x, device=default_device(), dtype=self.dtype)
+        return stock_assign(self, x)
+
+    Tensor._buffer, Tensor.assign = _buffer, assign
+
+
+def default_device() -> str:
+    from tinygrad import Device
+
+    return Device.DEFAULT
+
+
+def unzip_without_cpu(state: ModuleType) -> None:
+    """Zip archives, and so torch's weight files, are opened without CPU.
+
+    The same function as tinygrad's, but for the four bytes of each member's own header (the lengths
+    of its name and its extra field), which are read from the file and not sent to CPU first.
+    """
+    stock = state.zip_extract
+
+    @functools.wraps(stock)
+    def zip_extract(fn: Any) -> dict[str, Any]:
+        return extract(fn) if on_tgx() else stock(fn)
+
+    @state.accept_filename
+    def extract(archive: Any) -> dict[str, Any]:
+        files = {}
+        with zipfile.ZipFile(state.TensorIO(archive)) as members:
+            for member in members.filelist:
+                lengths = archive[member.header_offset + 26 : member.header_offset + 30].data()
+                start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+                data = archive[start : start + member.compress_size]
+                if member.compress_type == zipfile.ZIP_DEFLATED:
+                    data = state.Tensor(zlib.decompress(data.data(), -15))
+                elif member.compress_type != zipfile.ZIP_STORED:
+                    raise NotImplementedError(f"compression {member.compress_type} not supported")
+                files[member.filename] = data
+        return files
+
+    state.zip_extract = zip_extract
+
+
+def explain_missing_clang(compiler_cpu: ModuleType) -> None:
+    """Say which program is missing, and how to get it, where Python would say "No such file"."""
+    compiler = compiler_cpu.ClangCompiler
+    stock_compile = compiler.compile
+
+    @functools.wraps(stock_compile)
+    def compile(self: Any, src: str) -> bytes:
+        try:
+            lib: bytes = stock_compile(self, src)
+        except FileNotFoundError as error:
+            raise missing_clang(error.filename or "clang") from error
+        return lib
+
+    compiler.compile = compile
+
+
+def missing_clang(program: str) -> MissingTool:
+    return MissingTool(
+        f"tinygrad's CPU device compiles with {program!r}, which is not on PATH",
+        "a C compiler for CPU, whatever renderer it is asked for; TGX needs none (DEVICE=TGX)",
+        install_clang(),
+    )
+
+
+def install_clang() -> str:
+    """The command that installs clang here."""
+    if sys.platform == "darwin":
+        return "xcode-select --install"
+    return "apt-get install clang    (Debian, Ubuntu; elsewhere: your system's clang package)"

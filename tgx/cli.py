@@ -1,0 +1,255 @@
+"""The command line: `tgx`, which is `python -m tgx`.
+
+A command is one row of COMMANDS: its help, its arguments and the function that does it. Modules a
+command needs are imported inside that function, so `tgx --help` is quick and `tgx show` works where
+tinygrad is not installed.
+
+    def add_count(parser):                       declares the arguments, with argparse
+    def do_count(options) -> int:                does the work, prints, returns the exit code
+    "count": Command("count lines", "tgx count FILE", add_count, do_count),
+
+Exit codes: 0 it worked; 1 it ran, and what it looked at is not well; 2 it could not run (bad
+arguments, or an error of `tgx.errors`, which is printed without a traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tgx import __version__, settings
+from tgx.errors import TgxError
+
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it is for, an example, its arguments, and the function that does it."""
+
+    help: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Options], int]
+    # Commands that run the user's script leave every error to Python, which prints it as it would
+    # for `python script.py`.
+    runs_script: bool = False
+
+
+# **************** run ****************
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    add_script(parser)
+
+
+def do_run(options: Options) -> int:
+    settings.choose_device("TGX")
+    run_script(options.script)
+    return 0
+
+
+# **************** devices ****************
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def do_devices(options: Options) -> int:
+    from tgx.adapter.devices import device_states
+
+    states = list(device_states())
+    if options.json:
+        print_json([asdict(state) for state in states])
+    else:
+        rows = [
+            ("*" if state.default else "", state.name, "yes" if state.works else "no", state.detail)
+            for state in states
+        ]
+        print_table(("", "device", "works here", ""), rows)
+        print("\n* is the default. Choose another with DEVICE=NAME.")
+    return 0 if any(state.works for state in states) else 1
+
+
+# **************** doctor ****************
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def do_doctor(options: Options) -> int:
+    from tgx.adapter.doctor import examine
+
+    findings = examine()
+    broken = [finding for finding in findings if finding.needed and not finding.ok]
+    if options.json:
+        print_json([asdict(finding) for finding in findings])
+        return 1 if broken else 0
+    marks = {(True, True): "ok", (True, False): "ok", (False, False): "-", (False, True): "NO"}
+    rows = [(marks[f.ok, f.needed], f.what, f.detail) for f in findings]
+    print_table(("", "what", "found"), rows)
+    missing = [finding for finding in findings if not finding.ok]
+    if missing:
+        print("\nTo have what is missing:")
+        for finding in missing:
+            print(f"  {finding.what}: {finding.gives}\n      {finding.install}")
+    print("\nTGX does not run here." if broken else "\nTGX runs here.")
+    return 1 if broken else 0
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "run a script with TGX as its device (unless DEV or DEVICE says otherwise)",
+        "tgx run train.py --epochs 2",
+        add_run,
+        do_run,
+        runs_script=True,
+    ),
+    "devices": Command(
+        "what devices there are, and which work here",
+        "tgx devices",
+        add_devices,
+        do_devices,
+    ),
+    "doctor": Command(
+        "what works here, what is missing, and the command that installs it",
+        "tgx doctor --json",
+        add_doctor,
+        do_doctor,
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the process's exit code."""
+    options = make_parser().parse_args(arguments)
+    command = COMMANDS[options.command]
+    if command.runs_script:
+        return command.run(options)
+    try:
+        return command.run(options)
+    except TgxError as error:
+        if settings.traceback():
+            raise
+        print(f"tgx {options.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `tgx ... | head` closed its end: nobody is left to write to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tgx",
+        description="A readable, fast LLVM device for tinygrad, and an explorer of its kernels.",
+        epilog="`tgx COMMAND --help` has the arguments and an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"tinygrad-tgx {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        child = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog=f"example: {command.example}",
+        )
+        command.add_arguments(child)
+    return parser
+
+
+# **************** what commands share ****************
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_script(parser: argparse.ArgumentParser) -> None:
+    """SCRIPT and all that follows it, which is the script's."""
+    parser.add_argument(
+        "script",
+        nargs=argparse.REMAINDER,
+        metavar="SCRIPT ...",
+        help="a Python file, or -m and a module; all arguments after it are its own",
+    )
+
+
+def run_script(command: Sequence[str]) -> None:
+    """Run `[FILE, argument, ...]` or `["-m", MODULE, argument, ...]` as `python` itself would.
+
+    The script is the module `__main__`, sees its own `sys.argv`, finds the modules beside it, and
+    its exit code and its errors are its own.
+    """
+    import runpy
+    from types import ModuleType
+
+    words = list(command)
+    as_module = words[:1] == ["-m"]
+    if as_module:
+        del words[0]
+    if not words:
+        raise SystemExit("tgx: which script? For example: " + COMMANDS["run"].example)
+    sys.argv[:] = words
+    sys.excepthook = _hide_our_frames
+    if as_module:
+        _set_first_path(Path.cwd())
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        return
+    try:
+        source = Path(words[0]).read_bytes()
+    except OSError as error:
+        raise SystemExit(f"tgx: cannot read {words[0]}: {error.strerror}") from None
+    _set_first_path(Path(words[0]).resolve().parent)
+    script = ModuleType("__main__")
+    script.__file__ = str(Path(words[0]).absolute())
+    script.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = script  # and it stays: exit handlers and workers look there
+    exec(compile(source, script.__file__, "exec"), script.__dict__)
+
+
+def _set_first_path(folder: Path) -> None:
+    """Let the script import what stands beside it, and its worker processes still find tgx."""
+    if not sys.flags.safe_path:
+        sys.path[0] = str(folder)
+    home = str(Path(__file__).resolve().parents[1])
+    if home not in sys.path:  # tgx runs from a checkout that was never installed
+        sys.path.append(home)
+
+
+def _hide_our_frames(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print a script's traceback from its own first line on."""
+    ours = (__file__, str(Path(__file__).with_name("__main__.py")), "<frozen runpy>")
+    while trace is not None and trace.tb_frame.f_code.co_filename in ours:
+        trace = trace.tb_next
+    sys.__excepthook__(kind, error.with_traceback(trace), trace)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table: drawn by rich on a terminal, plain columns in a pipe or a file."""
+    rows = [tuple(row) for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*heads, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(Text, row))  # Text: brackets in a message are not markup
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (tuple(heads), *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())

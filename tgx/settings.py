@@ -1,0 +1,116 @@
+"""Every environment variable tgx reads, in one place.
+
+The import hook reads this module at the start of every Python, so it imports nothing but `os`
+(which every Python has loaded by then). Values are read when they are asked for, not once at
+import: a test or a notebook may set one at any time.
+"""
+
+from __future__ import annotations
+
+import os
+
+# name -> what it does. `tgx doctor` prints the ones that are set, and warns of a TGX_ name that is
+# not here: `TGX_CHEK=1` should not pass silently.
+VARIABLES = {
+    "DEVICE": "the device to run on, for every tinygrad script: DEVICE=TGX, DEVICE=CPU, ...",
+    "DEV": "tinygrad's own variable for the same; it wins where both are set",
+    "TGX_TRACE": "a folder: trace the run and write it there",
+    "TGX_CHECK": "1: check every kernel's reads and writes against its buffers",
+    "TGX_COUNT": "1: count what every kernel reads and writes",
+    "TGX_FAST": "0: leave the fast paths out and lower everything the ordinary way",
+    "TGX_THREADS": "how many threads a kernel may use (all the CPUs this process may run on)",
+    "TGX_TRACEBACK": "1: the command line shows Python's traceback with an error",
+}
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable as it stands; empty counts as not set."""
+    if name not in VARIABLES:
+        raise KeyError(f"{name} is not in tgx.settings.VARIABLES: add it there, with what it does")
+    return os.environ.get(name, "") or default
+
+
+def flag(name: str, default: bool = False) -> bool:
+    """A variable that is 0 or 1."""
+    value = text(name, "1" if default else "0")
+    if value not in ("0", "1"):
+        raise _bad(name, value, "0 or 1")
+    return value == "1"
+
+
+def count(name: str, default: int) -> int:
+    """A variable that is a whole number, at least 1."""
+    value = text(name, str(default))
+    if not value.isdecimal() or int(value) < 1:
+        raise _bad(name, value, "a whole number, 1 or more")
+    return int(value)
+
+
+def _bad(name: str, value: str, expected: str) -> Exception:
+    from tgx.errors import BadSetting
+
+    return BadSetting(f"{name}={value}", f"{expected} ({VARIABLES[name]})", f"unset {name}")
+
+
+def requested_device() -> tuple[str, str]:
+    """The variable that chooses the device and what it says: ("DEVICE", "TGX"), or ("", "")."""
+    for name in ("DEV", "DEVICE"):
+        if text(name):
+            return name, text(name)
+    return "", ""
+
+
+def adopt_device() -> None:
+    """Hand DEVICE on to tinygrad, which reads DEV, once, while it is first imported."""
+    name, value = requested_device()
+    if name == "DEVICE":
+        os.environ["DEV"] = value
+
+
+def choose_device(value: str) -> None:
+    """Make `value` the device of this process and its children, unless one was chosen already."""
+    if not requested_device()[0]:
+        os.environ["DEV"] = value
+
+
+def trace_dir() -> str:
+    return text("TGX_TRACE")
+
+
+def check() -> bool:
+    return flag("TGX_CHECK")
+
+
+def count_accesses() -> bool:
+    return flag("TGX_COUNT")
+
+
+def fast() -> bool:
+    return flag("TGX_FAST", default=True)
+
+
+def threads() -> int:
+    """How many threads a kernel may use."""
+    # The CPUs this process may run on can be fewer than the machine has (containers, taskset);
+    # macOS has no such call.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return count("TGX_THREADS", len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+def traceback() -> bool:
+    return flag("TGX_TRACEBACK")
+
+
+def strangers() -> list[str]:
+    """The TGX_ variables that are set and mean nothing: misspelt, most likely."""
+    return sorted(name for name in os.environ if name.startswith("TGX_") and name not in VARIABLES)
+
+
+def given() -> dict[str, str]:
+    """The variables of the table that are set, for `tgx doctor`."""
+    return {name: text(name) for name in VARIABLES if text(name)}
+
+
+def search_path() -> str:
+    """PATH, for messages that say where a program was looked for."""
+    return os.environ.get("PATH", "")
