@@ -32,6 +32,7 @@ from tinygrad.renderer.cstyle import create_non_native_float_pats, pm_manual_bf1
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
 
 from tgx.devices.compiler import TGXCompiler
+from tgx.devices.optimize import install
 
 # Pieces a kernel may be cut into for threads. A constant: the cut must not depend on the machine.
 MAX_CHUNKS = 16
@@ -541,3 +542,6 @@ def module_text(name: str, parameters: list[UOp], body: Body) -> str:
         *body.stack_slots, *body.lines, "  ret void", "}", "",
         f"define void @{name}(ptr noalias readonly %args, i64 %chunk) nounwind {{",
         *entry, f"  call void @{name}.body({passed})", "  ret void", "}", ""])
+
+
+install(lambda k: k.ren.optimize(k), TGXRenderer)

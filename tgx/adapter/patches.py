@@ -46,8 +46,9 @@ def read_back_without_cpu(tensor: ModuleType) -> None:
 
     @functools.wraps(stock_buffer)
     def _buffer(self: Any) -> Any:
-        homeless = self.uop.device is None or isinstance(self.device, tuple)
-        if homeless and on_tgx():
+        if isinstance(self.device, tuple) and self.device[0].startswith("TGX"):
+            self = self.contiguous().clone(self.device[0])
+        elif self.uop.device is None and on_tgx():
             self = self.contiguous().clone(default_device())
         return stock_buffer(self)
 

@@ -1,0 +1,648 @@
+"""Recovery: what a kernel really computes, found by trying every point instead of guessing.
+
+tinygrad hands the device one kernel as an expression over RANGEs. After autograd that expression
+can be badly disguised: the input gradient of a 3x3 convolution arrives as 4x4 *gated taps* whose
+row is `(16*kh + h) % 17` and whose weight is `(16*kh + h) // 17`. Nobody wants to pattern-match that.
+But ranges are small. `kh` and `h` have 64 points between them, so we visit all 64, ask which of them
+pass the gate, and fit an **exact affine function** (rationals, no rounding) through the points that
+do. The result is `h - kh` for the row, `kh` for the weight, and "kh = 3 is never valid".
+
+This is the access function of the polyhedral model (Feautrier 1991), got from samples; it holds on
+every point because it is *checked* on every point. What does not fit is a `Miss` with its reason,
+and tinygrad's ordinary path compiles the kernel.
+
+    recover(ast) -> Nest                  a Nest is plain data: axes, one store, one expression
+    print(nest)                           its text form
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from tinygrad.codegen.decomp.transcendental import get_transcendental_patterns
+from tinygrad.dtype import AddrSpace, DType, dtypes
+from tinygrad.uop.ops import AxisType, GroupOp, Ops, UOp, graph_rewrite
+
+POINTS = 1 << 19  # most points one group of tied ranges may have
+DTYPES = {dtypes.bool, dtypes.int8, dtypes.int16, dtypes.int32, dtypes.int64, dtypes.uint8,
+          dtypes.uint16, dtypes.uint32, dtypes.uint64, dtypes.half, dtypes.bfloat16,
+          dtypes.float32, dtypes.float64}
+
+
+class Miss(Exception):
+    """This kernel is not for the tile path; the message is the reason, kept in its PathRecord."""
+
+
+# ***************************** the data *****************************
+
+@dataclass(frozen=True)
+class Axis:
+    """One loop. `out` loops write different outputs, the others are summed (or max-ed) over."""
+    name: str
+    size: int
+    out: bool
+
+
+@dataclass(frozen=True)
+class Affine:
+    """const + sum of coefficient * axis."""
+    const: int = 0
+    terms: tuple[tuple[str, int], ...] = ()
+
+    @functools.cached_property
+    def coefs(self) -> dict[str, int]:
+        return dict(self.terms)
+
+    def __getitem__(self, axis: str) -> int:
+        return self.coefs.get(axis, 0)
+
+    def __str__(self) -> str:
+        words = [f"{c}*{a}" if c != 1 else a for a, c in self.terms]
+        return " + ".join(words + ([str(self.const)] if self.const or not words else []))
+
+    @staticmethod
+    def of(const: int, coefs: dict[str, int]) -> Affine:
+        return Affine(const, tuple(sorted((a, c) for a, c in coefs.items() if c)))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which points of a few axes are valid: a small truth table, one entry per point.
+
+    `implied` says that the loops only visit points where it holds."""
+    axes: tuple[str, ...]
+    table: np.ndarray = field(compare=False)
+    key: bytes
+    implied: bool = False
+
+    @staticmethod
+    def of(axes: Iterable[str], table: np.ndarray, implied: bool = False) -> Mask:
+        return Mask(tuple(axes), table, np.packbits(table).tobytes(), implied)
+
+    def __str__(self) -> str:
+        return f"[{','.join(self.axes)}: {int(self.table.sum())} of {self.table.size}]"
+
+
+@dataclass(frozen=True)
+class Access:
+    """One place a kernel reads or writes: buffer `slot` at `index`, where all masks hold."""
+    slot: int
+    dtype: DType
+    size: int
+    index: Affine
+    masks: tuple[Mask, ...] = ()
+
+    def __str__(self) -> str:
+        return f"p{self.slot}[{self.index}]" + "".join(f" if {m}" for m in self.masks if not m.implied)
+
+    def uses(self, axis: str) -> bool:
+        return self.index[axis] != 0 or any(axis in m.axes for m in self.masks)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation of the expression. `op` is a tinygrad op name in lower case, or
+    load (arg: Access), const (arg: value), index (arg: Affine), mask (arg: Masks), sum (arg: Ops)."""
+    op: str
+    dtype: DType
+    src: tuple[Node, ...] = ()
+    arg: Any = None
+
+    def walk(self) -> Iterator[Node]:
+        """Every node once, sources first."""
+        seen: set[Node] = set()
+        stack = [(self, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                yield node
+            elif node not in seen:
+                seen.add(node)
+                stack.append((node, True))
+                stack.extend((s, False) for s in reversed(node.src))
+
+    def __str__(self) -> str:
+        match self.op:
+            case "load": return str(self.arg)
+            case "const": return str(self.arg)
+            case "index": return f"({self.arg})"
+            case "mask": return " & ".join(map(str, self.arg)) or "true"
+            case "sum": return f"{self.arg.name.lower()}({self.src[0]})"
+            case "where": return f"({self.src[0]} ? {self.src[1]} : {self.src[2]})"
+            case "cast": return f"{self.dtype.name}({self.src[0]})"
+        if (sign := {"add": "+", "mul": "*", "cmplt": "<", "cmpne": "!=", "and": "&"}.get(self.op)):
+            return f"({self.src[0]} {sign} {self.src[1]})"
+        return f"{self.op}({', '.join(map(str, self.src))})"
+
+
+@dataclass(frozen=True)
+class Nest:
+    """A perfect loop nest: for every point of the out axes, store `value`.
+
+    At most one node of `value` is a `sum`; it runs over the axes that are not `out`, on the points
+    where every mask of `domain` holds."""
+    axes: tuple[Axis, ...]
+    store: Access
+    value: Node
+    domain: tuple[Mask, ...] = ()
+
+    @property
+    def reduction(self) -> Node | None:
+        return next((n for n in self.value.walk() if n.op == "sum"), None)
+
+    def size(self, axis: str) -> int:
+        return next(a.size for a in self.axes if a.name == axis)
+
+    def __str__(self) -> str:
+        loops = " ".join(f"{a.name}:{a.size}" for a in self.axes if a.out)
+        sums = " ".join(f"{a.name}:{a.size}" for a in self.axes if not a.out)
+        where = "".join(f"\n  where {describe(m)}" for m in self.domain)
+        return f"for {loops or '-'}{' sum ' + sums if sums else ''}{where}\n  {self.store} = {self.value}"
+
+
+def describe(mask: Mask) -> str:
+    """`kh=0: h in [1,14) …`: valid intervals of the last axis for each value of the first."""
+    if len(mask.axes) != 2:
+        return str(mask)
+    words = []
+    for value, row in enumerate(mask.table):
+        points = np.flatnonzero(row)
+        words.append(f"{mask.axes[0]}={value}: " + (
+            f"{mask.axes[1]} in [{points[0]},{points[-1] + 1})"
+            if len(points) and len(points) == points[-1] - points[0] + 1 else f"{len(points)} points"))
+    return ", ".join(words if len(words) <= 4 else words[:2] + ["…"] + words[-1:])
+
+
+# ***************************** values of index expressions *****************************
+
+_EVAL: dict[Ops, Any] = {
+    Ops.ADD: lambda a, b: a + b, Ops.MUL: lambda a, b: a * b, Ops.SUB: lambda a, b: a - b,
+    Ops.FLOORDIV: lambda a, b: a // b, Ops.FLOORMOD: lambda a, b: a % b,
+    Ops.CMPLT: lambda a, b: a < b, Ops.CMPNE: lambda a, b: a != b, Ops.CMPEQ: lambda a, b: a == b,
+    Ops.AND: lambda a, b: a & b, Ops.OR: lambda a, b: a | b, Ops.XOR: lambda a, b: a ^ b,
+    Ops.MAX: np.maximum, Ops.NEG: lambda a: -a, Ops.WHERE: np.where, Ops.CAST: lambda a: a,
+}
+
+
+def evaluate(u: UOp, env: dict[UOp, np.ndarray]) -> Any:
+    """The value of an index or gate expression at every point of `env` (range -> coordinates)."""
+    done: dict[UOp, Any] = {}
+    for x in u.toposort():
+        if x.op is Ops.CONST:
+            done[x] = x.val
+        elif x.op is Ops.RANGE:
+            done[x] = env[x]
+        elif x.op in _EVAL and not (x.op is Ops.CAST and not dtypes.is_int(x.dtype)
+                                    and x.dtype is not dtypes.bool):
+            done[x] = _EVAL[x.op](*[done[s] for s in x.src])
+        elif x.op not in (Ops.RANGE,):
+            raise Miss(f"index uses {x.op.name}")
+    return done[u]
+
+
+def ranges(*us: UOp) -> list[UOp]:
+    """The loops an expression depends on, each once, in a stable order."""
+    return list(dict.fromkeys(x for u in us for x in u.toposort() if x.op is Ops.RANGE))
+
+
+@functools.cache
+def is_index(u: UOp) -> bool:
+    """Made of ranges and constants only: known before the kernel runs."""
+    return not any(x.op in (Ops.INDEX, Ops.PARAM, Ops.BUFFER, Ops.REDUCE, Ops.LOAD, Ops.SPECIAL)
+                   for x in u.toposort())
+
+
+def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
+    """An index as constant + coefficients of plain ranges + the terms that are neither."""
+    const, coefs, rest = 0, {}, []  # type: ignore[var-annotated]
+    todo = [(u, 1)]
+    while todo:
+        x, scale = todo.pop()
+        if x.op is Ops.ADD:
+            todo += [(s, scale) for s in x.src]
+        elif x.op is Ops.CONST:
+            const += scale * int(x.val)
+        elif x.op is Ops.RANGE:
+            coefs[x] = coefs.get(x, 0) + scale
+        elif x.op is Ops.MUL and x.src[1].op is Ops.CONST:
+            todo.append((x.src[0], scale * int(x.src[1].val)))
+        elif x.op is Ops.MUL and x.src[0].op is Ops.CONST:
+            todo.append((x.src[1], scale * int(x.src[0].val)))
+        else:
+            rest.append(x if scale == 1 else x * scale)
+    return const, coefs, rest
+
+
+def conjuncts(u: UOp) -> list[UOp]:
+    """The parts of a & b & c, without constants that are true."""
+    parts = [p for p in u.split_uop(Ops.AND) if not (p.op is Ops.CONST and p.val)]
+    return list(dict.fromkeys(parts))
+
+
+# ***************************** groups of ranges that are tied together *****************************
+
+class Group:
+    """Ranges tied by a gate, a // or a %, with all their points and which of them are in the sum."""
+
+    def __init__(self, axes: list[UOp]) -> None:
+        self.axes = axes
+        self.shape = tuple(int(r.vmax) + 1 for r in axes)
+        if (size := int(np.prod(self.shape))) > POINTS:
+            raise Miss(f"{size} points to enumerate for one index, the limit is {POINTS}")
+        grid = np.indices(self.shape).reshape(len(axes), -1)
+        self.env = dict(zip(axes, grid, strict=True))
+        self.valid = np.ones(grid.shape[1], bool)
+
+    def table(self, gates: list[UOp]) -> np.ndarray:
+        out = np.ones(self.valid.shape, bool)
+        for g in gates:
+            out &= np.broadcast_to(np.asarray(evaluate(g, self.env), bool), out.shape)
+        return out
+
+    def fit(self, terms: list[UOp], points: np.ndarray) -> tuple[int, dict[UOp, int]]:
+        """The affine function that equals the sum of `terms` on all `points`, or a Miss."""
+        values = sum(np.broadcast_to(evaluate(t, self.env), points.shape) for t in terms)
+        return fit_affine(self.axes, np.stack([self.env[a][points] for a in self.axes], 1),
+                          np.asarray(values)[points])
+
+
+def fit_affine(axes: list[UOp], where: np.ndarray, values: np.ndarray) -> tuple[int, dict[UOp, int]]:
+    """Exact fit: pick independent points, solve in rationals, then check every point."""
+    first, rows = where[0], where - where[0]
+    rhs = values - values[0]
+    basis: list[tuple[int, list[Fraction], Fraction]] = []  # pivot column, row, right-hand side
+    left = rows.astype(float)
+    while (spots := np.flatnonzero(np.abs(left).max(1, initial=0) > 1e-6)).size:
+        row, value = [Fraction(int(x)) for x in rows[spots[0]]], Fraction(int(rhs[spots[0]]))
+        for pivot, brow, bval in basis:
+            scale = row[pivot]
+            row, value = [a - scale * b for a, b in zip(row, brow, strict=True)], value - scale * bval
+        pivot = next(i for i, x in enumerate(row) if x)
+        scale = row[pivot]
+        row, value = [x / scale for x in row], value / scale
+        basis = [(p, [a - r[pivot] * b for a, b in zip(r, row, strict=True)], v - r[pivot] * value)
+                 for p, r, v in basis] + [(pivot, row, value)]
+        left = left - np.outer(left[:, pivot], np.array([float(x) for x in row]))
+    coefs = {axes[p]: v for p, _, v in basis}
+    if any(v.denominator != 1 for v in coefs.values()):
+        raise Miss("an index is affine only with fractions")
+    whole = {a: int(v) for a, v in coefs.items()}
+    const = int(values[0]) - sum(int(first[i]) * whole.get(a, 0) for i, a in enumerate(axes))
+    fitted = const + sum(where[:, i] * whole.get(a, 0) for i, a in enumerate(axes))
+    if not np.array_equal(fitted, values):
+        raise Miss("an index is not affine on its valid points")
+    return const, whole
+
+
+def tie(bundles: Iterable[list[UOp]]) -> list[Group]:
+    """Union-find: ranges that meet in one expression share a group."""
+    groups: list[list[UOp]] = []
+    for bundle in bundles:
+        touching = [g for g in groups if any(r in g for r in bundle)]
+        merged = list(dict.fromkeys([r for g in touching for r in g] + bundle))
+        groups = [g for g in groups if g not in touching] + [merged]
+    return [Group(sorted(g, key=lambda r: (r.arg[-1] is not AxisType.REDUCE, r.arg[:-1])))
+            for g in groups if g]
+
+
+# ***************************** undoing the disguises *****************************
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel while it is being rewritten: where it stores, what, and over which ranges."""
+    index: UOp  # INDEX of the output buffer
+    value: UOp
+    outs: tuple[UOp, ...]
+
+    def substitute(self, table: dict[UOp, UOp]) -> Kernel:
+        both = UOp.sink(self.index, self.value).substitute(table)
+        value, outs = both.src[1], tuple(ranges(*[table.get(r, r) for r in self.outs]))
+        fixed: dict[UOp, UOp] = {}
+        for x in value.toposort():
+            flat = tuple(r for r in ranges(*x.src[1:]) if r not in outs) if x.op is Ops.REDUCE else ()
+            if x.op is Ops.REDUCE and x.src[1:] != flat:
+                fixed[x] = x.src[0] if not flat else x.replace(src=(x.src[0], *flat))
+        # a reduction may sit inside another: inner ones first
+        for old in fixed:
+            value = value.substitute({old: fixed[old]})
+        return Kernel(both.src[0], value, outs)
+
+    @property
+    def reductions(self) -> list[UOp]:
+        return [x for x in self.value.toposort() if x.op is Ops.REDUCE]
+
+
+def is_zero(u: UOp) -> bool:
+    return u.op is Ops.CONST and not u.is_invalid and u.val == 0
+
+
+def zero_gates(u: UOp) -> list[UOp]:
+    """Gates that make `u` zero where they fail: such points add nothing to a sum."""
+    if u.op is Ops.WHERE and is_zero(u.src[2]) and is_index(u.src[0]):
+        return conjuncts(u.src[0]) + zero_gates(u.src[1])
+    if u.op is Ops.MUL:
+        return zero_gates(u.src[0]) + zero_gates(u.src[1])
+    if u.op is Ops.CAST:
+        return zero_gates(u.src[0])
+    return []
+
+
+def flatten(kernel: Kernel) -> Kernel:
+    """sum_a(gate ? sum_b(x) : 0) is sum_ab(gate ? x : 0)."""
+    for outer in kernel.reductions:
+        gates, inner = [], outer.src[0]
+        while inner.op is Ops.WHERE and is_zero(inner.src[2]) and is_index(inner.src[0]):
+            gates, inner = [*gates, inner.src[0]], inner.src[1]
+        if inner.op is not Ops.REDUCE or inner.arg != outer.arg or (gates and outer.arg[0] is not Ops.ADD):
+            continue
+        if any(r in inner.src[1:] for g in gates for r in ranges(g)) or inner.dtype != outer.dtype:
+            continue
+        body = inner.src[0]
+        for g in reversed(gates):
+            body = g.where(body, body.const_like(0))
+        merged = outer.replace(src=(body, *inner.src[1:], *outer.src[1:]))
+        return flatten(replace(kernel, value=kernel.value.substitute({outer: merged})))
+    return kernel
+
+
+def fresh_range(kernel: Kernel, size: int, like: UOp) -> UOp:
+    top = max((r.arg[0] for r in ranges(kernel.index, kernel.value)), default=0)
+    return UOp.range(size, top + 1, like.arg[-1])
+
+
+def simplify(kernel: Kernel) -> Kernel:
+    """Drop reduce values that are never valid; solve for those that the output decides."""
+    kernel = flatten(kernel)
+    ones = {r: UOp.const(0, dtypes.weakint) for r in ranges(kernel.index, kernel.value) if r.vmax == 0}
+    if ones:
+        return simplify(kernel.substitute(ones))
+    for red in kernel.reductions:
+        gates = list(dict.fromkeys(zero_gates(red.src[0]))) if red.arg[0] is Ops.ADD else []
+        for group in tie(ranges(g) for g in gates):
+            group.valid = group.table([g for g in gates if ranges(g)[0] in group.axes])
+            valid = group.valid.reshape(group.shape)
+            for i, r in enumerate(group.axes):
+                if r not in red.src[1:]:
+                    continue
+                alive = np.flatnonzero(valid.any(tuple(j for j in range(len(group.axes)) if j != i)))
+                if not len(alive):
+                    raise Miss("a reduction has no valid point")
+                if len(alive) <= r.vmax:
+                    step = int(alive[1] - alive[0]) if len(alive) > 1 else 1
+                    if (np.diff(alive) == step).all():
+                        new = fresh_range(kernel, len(alive), r)
+                        return simplify(kernel.substitute({r: new * step + int(alive[0])}))
+                for j, g in enumerate(group.axes):
+                    others = tuple(x for x in range(len(group.axes)) if x not in (i, j))
+                    if g in kernel.outs and (found := residues(pair_table(valid, i, j, others))):
+                        return simplify(split(kernel, red, r, g, *found))
+    return kernel
+
+
+def pair_table(valid: np.ndarray, i: int, j: int, others: tuple[int, ...]) -> np.ndarray:
+    both = valid.any(others) if others else valid
+    return both if i < j else both.T
+
+
+def residues(table: np.ndarray) -> tuple[int, int, int, bool] | None:
+    """Is r decided by g, modulo something? table[r, g] says which pairs are valid.
+
+    Returns (s, a, b, single): every valid r is a*(g mod s)+b modulo s; single: it is that very value."""
+    nr, ng = table.shape
+    cols = [np.flatnonzero(table[:, g]) for g in range(ng)]
+    gaps = functools.reduce(np.gcd, [int(x) for c in cols for x in np.diff(c)], 0)
+    for s in ([int(gaps)] if gaps else range(2, nr + 1)):
+        if s < 2:
+            continue
+        want: dict[int, int] = {}
+        if any(want.setdefault(g % s, int(c[0]) % s) != int(c[0]) % s for g, c in enumerate(cols) if len(c)):
+            continue
+        if not gaps and any(int(c[0]) >= s for c in cols if len(c)):
+            continue
+        for a in (1, -1, 0):
+            for b in range(s):
+                if all((a * m + b) % s == v for m, v in want.items()) and (
+                        all(0 <= a * m + b < s for m in range(s))):
+                    return s, a, b, not gaps
+    return None
+
+
+def split(kernel: Kernel, red: UOp, r: UOp, g: UOp, s: int, a: int, b: int, single: bool) -> Kernel:
+    """g becomes s*g' + g'' and r becomes s*r' + a*g''+b: the stride is gone from the gates."""
+    ng, nr = int(g.vmax) + 1, int(r.vmax) + 1
+    high = fresh_range(kernel, -(-ng // s), g)
+    low = UOp.range(s, high.arg[0] + 1, g.arg[-1])
+    wide = UOp.range(-(-nr // s), high.arg[0] + 2, r.arg[-1])
+    new_g = high * s + low
+    new_r = low * a + b if single else wide * s + low * a + b
+    if not single and nr % s:  # the last r' does not exist for every g''
+        body = (new_r < nr).where(red.src[0].substitute({r: new_r}), red.src[0].const_like(0))
+        kernel = replace(kernel, value=kernel.value.substitute(
+            {red: red.replace(src=(body, *[wide if x is r else x for x in red.src[1:]]))}))
+    kernel = kernel.substitute({r: new_r, g: new_g})
+    if ng % s:
+        buf, idx = kernel.index.src[0], kernel.index.src[1]
+        kernel = replace(kernel, index=buf.index(idx.get_idx().valid(idx.get_valid() & (new_g < ng))))
+    return kernel
+
+
+# ***************************** from UOps to the Nest *****************************
+
+class Builder:
+    """Turns a simplified Kernel into a Nest, checking every index on every point."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        reds = kernel.reductions
+        if len(reds) > 1:
+            raise Miss(f"{len(reds)} reductions in one kernel")
+        self.red = reds[0] if reds else None
+        sums = tuple(self.red.src[1:]) if self.red is not None else ()
+        self.names: dict[UOp, str] = {}
+        const, coefs, _ = split_terms(kernel.index.src[1].get_idx())
+        del const
+        outs = sorted(kernel.outs, key=lambda r: -coefs.get(r, 0))
+        for prefix, members in (("o", outs), ("r", sums)):
+            for i, r in enumerate(members):
+                if r.dtype is dtypes.void or r.src[0].op is not Ops.CONST:
+                    raise Miss("a range has a symbolic size")
+                self.names[r] = f"{prefix}{i}"
+        self.axes = tuple(Axis(n, int(r.vmax) + 1, r in kernel.outs) for r, n in self.names.items())
+        self.gates = (list(dict.fromkeys(zero_gates(self.red.src[0])))
+                      if self.red is not None and self.red.arg[0] is Ops.ADD else [])
+        self.groups = tie(self.bundles())
+        self.of_range = {r: g for g in self.groups for r in g.axes}
+        for g in self.groups:
+            g.valid = g.table(self.within(g, self.gates))
+        self.memo: dict[tuple[UOp, bool], Node] = {}
+
+    def bundles(self) -> Iterator[list[UOp]]:
+        """What is tied: the ranges of each gate, and of each index term that is not linear."""
+        for x in UOp.sink(self.kernel.index, self.kernel.value).toposort():
+            if x.op is Ops.INDEX:
+                if not is_index(x.src[1]):
+                    raise Miss("an index depends on loaded data")
+                yield from (ranges(g) for g in conjuncts(x.src[1].get_valid()))
+                yield from (ranges(t) for t in split_terms(x.src[1].get_idx())[2])
+            elif x.op is Ops.WHERE and not x.src[2].is_invalid and is_index(x.src[0]):
+                yield from (ranges(g) for g in conjuncts(x.src[0]))
+            elif x.dtype is dtypes.bool and x.op in GroupOp.ALU and is_index(x):
+                yield from (ranges(g) for g in conjuncts(x))
+
+    def within(self, group: Group, gates: list[UOp]) -> list[UOp]:
+        return [g for g in gates if (rs := ranges(g)) and rs[0] in group.axes]
+
+    def mask(self, group: Group, table: np.ndarray, inside: bool) -> Mask:
+        """A Mask on the axes of the group that matter."""
+        implied = inside and not (group.valid & ~table).any()
+        grid, axes = table.reshape(group.shape), [self.names[r] for r in group.axes]
+        for i in reversed(range(len(axes))):
+            if (grid == grid.take([0], i)).all():
+                grid, axes = grid.take(0, i), axes[:i] + axes[i + 1:]
+        return Mask.of(axes, np.ascontiguousarray(grid), implied)
+
+    def masks(self, gates: list[UOp], inside: bool) -> tuple[Mask, ...]:
+        out = []
+        for group in self.groups:
+            if mine := self.within(group, gates):
+                if not (table := group.table(mine)).all():
+                    out.append(self.mask(group, table, inside))
+        if any(not ranges(g) and not g.val for g in gates if g.op is Ops.CONST):
+            raise Miss("a gate is never true")
+        return tuple(out)
+
+    def access(self, u: UOp, inside: bool) -> Access:
+        buf, where = u.src[0], u.src[1]
+        if len(u.src) != 2 or buf.op is not Ops.PARAM or buf.addrspace is not AddrSpace.GLOBAL:
+            raise Miss(f"an access of {buf.op.name} with {len(u.src) - 1} indices")
+        if buf.dtype not in DTYPES:
+            raise Miss(f"dtype {buf.dtype.name}")
+        gates = conjuncts(where.get_valid())
+        const, coefs, rest = split_terms(where.get_idx())
+        bent: set[int] = set()
+        for gi, group in enumerate(self.groups):
+            if terms := [t for t in rest if ranges(t)[0] in group.axes]:
+                points = group.table(self.within(group, gates)) & (group.valid if inside else True)
+                if not points.any():
+                    raise Miss("an access has no valid point")
+                c, more = group.fit(terms, points)
+                const += c
+                for a, v in more.items():
+                    coefs[a] = coefs.get(a, 0) + v
+                bent.add(gi)
+        masks = []
+        for gi, group in enumerate(self.groups):
+            table = group.table(self.within(group, gates))
+            if gi in bent and inside:  # the fit holds on the domain only: do not load elsewhere
+                table &= group.valid
+            if not table.all():
+                masks.append(self.mask(group, table, inside))
+        return Access(buf.arg.slot, buf.dtype, int(buf.max_numel()),
+                      Affine.of(const, {self.names[a]: c for a, c in coefs.items()}), tuple(masks))
+
+    def node(self, u: UOp, inside: bool, want: DType | None = None) -> Node:
+        """The Node of a UOp; `want` is the dtype a weak constant takes from its neighbours."""
+        if u.op is Ops.CONST:
+            if u.is_invalid:
+                raise Miss("an invalid value")
+            return Node("const", u.dtype if want is None else want, arg=u.val)
+        if (u, inside) not in self.memo:
+            self.memo[u, inside] = self.build(u, inside)
+        node = self.memo[u, inside]
+        if want is not None and u.dtype in dtypes.weaks and node.dtype != want:
+            node = Node("cast", want, (node,))
+        return node
+
+    def build(self, u: UOp, inside: bool) -> Node:
+        if u.dtype is dtypes.bool and u.op in GroupOp.ALU and is_index(u):
+            masks = tuple(m for m in self.masks(conjuncts(u), inside) if not m.implied)
+            return Node("mask", dtypes.bool, arg=masks)
+        dtype = strong(u)
+        if dtype not in DTYPES:
+            raise Miss(f"dtype {dtype.name}")
+        if u.op is Ops.INDEX:
+            return Node("load", dtype, arg=self.access(u, inside))
+        if u.op is Ops.RANGE:
+            return Node("index", dtype, arg=Affine(0, ((self.names[u], 1),)))
+        if u.op is Ops.REDUCE:
+            return Node("sum", dtype, (self.node(u.src[0], True, dtype),), u.arg[0])
+        if u.op is Ops.WHERE:
+            cond, yes = self.node(u.src[0], inside), self.node(u.src[1], inside, dtype)
+            if cond.op == "mask" and (not cond.arg or is_zero(u.src[2]) and covers(yes, cond.arg)):
+                return yes
+            return Node("where", dtype, (cond, yes, self.node(u.src[2], inside, dtype)))
+        if u.op in (Ops.CAST, Ops.BITCAST):
+            if u.op is Ops.BITCAST and u.dtype.itemsize != u.src[0].dtype.itemsize:
+                raise Miss("a bitcast that changes the shape")
+            src = self.node(u.src[0], inside, strong(u.src[0]) if u.src[0].dtype in dtypes.weaks else None)
+            return src if src.dtype == dtype else Node(u.op.name.lower(), dtype, (src,))
+        if u.op in GroupOp.ALU and u.op not in (Ops.THREEFRY, Ops.POW, Ops.EXP2, Ops.LOG2, Ops.SIN):
+            kinds = [s.dtype for s in u.src if s.dtype not in dtypes.weaks]
+            operand = (kinds[0] if kinds else strong(u.src[0])) if u.op in GroupOp.Comparison else dtype
+            return Node(u.op.name.lower(), dtype, tuple(self.node(s, inside, operand) for s in u.src))
+        raise Miss(f"op {u.op.name}")
+
+    def nest(self) -> Nest:
+        store = self.access(self.kernel.index, False)
+        value = self.node(self.kernel.value, False, store.dtype)
+        if value.dtype != store.dtype:
+            raise Miss(f"stores {value.dtype.name} to a buffer of {store.dtype.name}")
+        domain = tuple(self.mask(g, g.valid, False) for g in self.groups if not g.valid.all())
+        nest = Nest(self.axes, store, value, domain)
+        for n in value.walk():
+            if n.op == "load" and n.arg.slot == store.slot and (
+                    n.arg.index != store.index or self.red is not None):
+                raise Miss("reads the buffer it writes")
+        return nest
+
+
+def strong(u: UOp) -> DType:
+    if u.dtype is dtypes.weakfloat:
+        return dtypes.float32
+    if u.dtype is dtypes.weakint:
+        return dtypes.int64 if u.overflows(dtypes.int32) else dtypes.int32
+    return u.dtype
+
+
+def covers(node: Node, masks: tuple[Mask, ...]) -> bool:
+    """Is `node` a load that is already zero wherever one of the masks fails?"""
+    while node.op == "cast":
+        node = node.src[0]
+    return node.op == "load" and all(
+        any(m.axes == own.axes and not (own.table & ~m.table).any() for own in node.arg.masks)
+        for m in masks)
+
+
+def kernel_of(ast: UOp) -> Kernel:
+    """The one store of a SINK, and the ranges around it."""
+    if ast.op is not Ops.SINK or len(ast.src) != 1:
+        raise Miss(f"{len(ast.src)} stores in one kernel")
+    end = ast.src[0]
+    store, outs = (end.src[0], end.src[1:]) if end.op is Ops.END else (end, ())
+    if store.op is not Ops.STORE or len(store.src) != 2 or store.src[0].op is not Ops.INDEX:
+        raise Miss(f"the kernel ends in {store.op.name}")
+    for x in ast.toposort():
+        if x.op in (Ops.SPECIAL, Ops.BUFFER, Ops.STAGE, Ops.AFTER, Ops.CUSTOM, Ops.CUSTOMI, Ops.WMMA,
+                    Ops.CALL, Ops.IF, Ops.BARRIER, Ops.LOAD):
+            raise Miss(f"op {x.op.name}")
+        if x.op is Ops.PARAM and x.addrspace is AddrSpace.ALU:
+            raise Miss("a symbolic variable")
+        if x.op is Ops.RANGE and x.arg[-1] not in (AxisType.WEAK, AxisType.REDUCE, AxisType.LOOP):
+            raise Miss(f"an axis of kind {x.arg[-1].name}")
+        if x.op is Ops.RANGE and (x.dtype is dtypes.void or x.src[0].op is not Ops.CONST):
+            raise Miss("a range has a symbolic size")
+    return Kernel(store.src[0], store.src[1], tuple(outs))
+
+
+def recover(ast: UOp) -> Nest:
+    """The Nest of a kernel's AST. Raises Miss, with the reason, for what it cannot prove."""
+    kernel = simplify(kernel_of(ast))
+    if any(x.op in (Ops.EXP2, Ops.LOG2, Ops.SIN) for x in kernel.value.toposort()):
+        # exp2, log2 and sin as polynomials: ordinary arithmetic, so vectors of any width
+        kernel = replace(kernel, value=graph_rewrite(
+            kernel.value, get_transcendental_patterns((Ops.SQRT,), True), name="polynomials"))
+    return Builder(kernel).nest()
