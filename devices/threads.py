@@ -15,7 +15,6 @@ from importlib.resources import files
 
 from tinygrad.helpers import NUM_CPU_THREADS, getenv
 
-from tgx import settings
 from tgx.devices.compiler import Loaded, TGXCompiler
 
 # How often an idle worker looks for work before it sleeps: about 100 µs. Waking one takes 17 µs.
@@ -78,9 +77,8 @@ def runtime() -> Runtime:
 
 
 def worker_count() -> int:
-    """Threads beside the caller's: TGX_THREADS, and tinygrad's NUM_CPU_THREADS and THREADS=0."""
-    wanted = min(settings.threads(), NUM_CPU_THREADS.value) if getenv("THREADS", 1) else 1
-    return max(0, wanted - 1)
+    """Threads beside the caller's: tinygrad's NUM_CPU_THREADS less one; none with THREADS=0."""
+    return max(0, NUM_CPU_THREADS.value - 1) if getenv("THREADS", 1) else 0
 
 
 _lock = threading.Lock()

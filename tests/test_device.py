@@ -239,7 +239,7 @@ a, b = (Tensor(r.standard_normal((512, 384)).astype(np.float32)) for _ in range(
 out = [(a @ b.T).numpy(), a.softmax(1).numpy(), a.sum(0).numpy(), (a * b).sum().numpy()]
 print(hashlib.sha256(b"".join(o.tobytes() for o in out)).hexdigest())
 """
-    digests = {child(code, TGX_THREADS=str(n)).stdout.strip() for n in (1, 2, 3, 7)}
+    digests = {child(code, NUM_CPU_THREADS=str(n)).stdout.strip() for n in (1, 2, 3, 7)}
     assert len(digests) == 1 and len(digests.pop()) == 64
 
 
