@@ -9,8 +9,6 @@ one-line `.pth` file, so this module loads neither tinygrad nor anything else th
 the public names below are fetched when first used.
 """
 
-from __future__ import annotations
-
 from tgx.adapter import hook
 
 __version__ = "0.1.0"

@@ -1,8 +1,7 @@
 """Every environment variable tgx reads, in one place.
 
-The import hook reads this module at the start of every Python, so it imports nothing but `os`
-(which every Python has loaded by then). Values are read when they are asked for, not once at
-import: a test or a notebook may set one at any time.
+Values are read when they are asked for, not once at import: a test or a notebook may set one at
+any time. tinygrad's own variables, but for the choice of device, are read through tinygrad.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ VARIABLES = {
     "TGX_CHECK": "1: check every kernel's reads and writes against its buffers",
     "TGX_COUNT": "1: count what every kernel reads and writes",
     "TGX_FAST": "0: leave the fast paths out and lower everything the ordinary way",
-    "TGX_THREADS": "how many threads a kernel may use (all the CPUs this process may run on)",
     "TGX_TRACEBACK": "1: the command line shows Python's traceback with an error",
 }
 
@@ -38,14 +36,6 @@ def flag(name: str, default: bool = False) -> bool:
     return value == "1"
 
 
-def count(name: str, default: int) -> int:
-    """A variable that is a whole number, at least 1."""
-    value = text(name, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        raise _bad(name, value, "a whole number, 1 or more")
-    return int(value)
-
-
 def _bad(name: str, value: str, expected: str) -> Exception:
     from tgx.errors import BadSetting
 
@@ -54,10 +44,10 @@ def _bad(name: str, value: str, expected: str) -> Exception:
 
 def requested_device() -> tuple[str, str]:
     """The variable that chooses the device and what it says: ("DEVICE", "TGX"), or ("", "")."""
-    for name in ("DEV", "DEVICE"):
-        if text(name):
-            return name, text(name)
-    return "", ""
+    dev, device = text("DEV"), text("DEVICE")
+    if dev and dev != device:
+        return "DEV", dev
+    return ("DEVICE", device) if device else ("", "")
 
 
 def adopt_device() -> None:
@@ -89,14 +79,6 @@ def fast() -> bool:
     return flag("TGX_FAST", default=True)
 
 
-def threads() -> int:
-    """How many threads a kernel may use."""
-    # The CPUs this process may run on can be fewer than the machine has (containers, taskset);
-    # macOS has no such call.
-    affinity = getattr(os, "sched_getaffinity", None)
-    return count("TGX_THREADS", len(affinity(0)) if affinity else os.cpu_count() or 1)
-
-
 def traceback() -> bool:
     return flag("TGX_TRACEBACK")
 
@@ -109,8 +91,3 @@ def strangers() -> list[str]:
 def given() -> dict[str, str]:
     """The variables of the table that are set, for `tgx doctor`."""
     return {name: text(name) for name in VARIABLES if text(name)}
-
-
-def search_path() -> str:
-    """PATH, for messages that say where a program was looked for."""
-    return os.environ.get("PATH", "")

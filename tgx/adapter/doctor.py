@@ -107,9 +107,11 @@ def cpu() -> Finding:
 
 def threads() -> Finding:
     try:
-        return Finding("threads", True, False, str(settings.threads()))
-    except TgxError as error:
-        return Finding("threads", False, True, error.given, error.expected, error.next_step)
+        from tgx.devices.threads import worker_count
+
+        return Finding("threads", True, False, str(1 + worker_count()))
+    except Exception as error:
+        return Finding("threads", False, False, devices.reason(error))
 
 
 def tgx_device() -> Finding:

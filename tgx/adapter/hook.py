@@ -16,13 +16,11 @@ One thing it cannot reach: `python -m tinygrad.device` executes a second copy of
 its own list of devices, and does not show TGX. `tgx devices` does.
 """
 
-from __future__ import annotations
-
 import sys
 
-from tgx import settings
-
-TYPE_CHECKING = False  # `from typing import TYPE_CHECKING` would cost every Python two milliseconds
+# Every Python of this environment pays for this module: it imports nothing that is not loaded
+# anyway, not even `typing` or `__future__`, and names types in quotes.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -49,7 +47,7 @@ def arm() -> None:
             patch(sys.modules[name])
 
 
-def patch(module: ModuleType) -> None:
+def patch(module: "ModuleType") -> None:
     """Run this module's row of PATCHES, if it is the module we know.
 
     A tinygrad we were not made for is left as it is: whoever then asks for TGX is told
@@ -69,11 +67,13 @@ class Finder:
     """A meta-path finder for the few modules named above; all others it passes over."""
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if not name.startswith("tinygrad"):  # the line every import of every program pays for
             return None
         if name == "tinygrad":
+            from tgx import settings
+
             settings.adopt_device()
         elif name == OPS + "tgx":
             from importlib.machinery import ModuleSpec
@@ -94,8 +94,8 @@ class Finder:
         return None
 
     def ask_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+        self, name: str, path: "Sequence[str] | None", target: "ModuleType | None"
+    ) -> "ModuleSpec | None":
         """What the import system would have found without us."""
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
@@ -111,10 +111,10 @@ class AliasLoader:
     them again by module name.
     """
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return None
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         from importlib import import_module
 
         from tgx.adapter import compat
@@ -132,10 +132,10 @@ class PatchingLoader:
     def __getattr__(self, name: str) -> object:  # get_code, get_source, ...: the real loader's
         return getattr(self.loader, name)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return self.loader.create_module(spec)  # type: ignore[attr-defined, no-any-return]
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         # From here on nothing shows that we were here: tools find the loader they expect.
         module.__loader__ = self.loader  # type: ignore[assignment]
         if module.__spec__ is not None:
