@@ -31,8 +31,9 @@ from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import create_non_native_float_pats, pm_manual_bf16_cast
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
 
+from tgx import settings
+from tgx.devices import cache, optimize
 from tgx.devices.compiler import TGXCompiler
-from tgx.devices.optimize import install
 
 # Pieces a kernel may be cut into for threads. A constant: the cut must not depend on the machine.
 MAX_CHUNKS = 16
@@ -498,6 +499,10 @@ class TGXRenderer(Renderer):
         missing = set(dtypes.fp8s) | (set() if self.compiler.has_half else {dtypes.half})
         return super().supported_dtypes() - missing
 
+    def settings(self) -> tuple[bool, ...]:
+        """The settings that change the code made from a kernel."""
+        return (settings.fast(), settings.check(), settings.count_accesses())
+
     def optimize(self, k: Scheduler) -> Scheduler | None:
         """TGX's own choice of loops for a kernel, or None to leave it to tinygrad's heuristics."""
         return None
@@ -544,4 +549,5 @@ def module_text(name: str, parameters: list[UOp], body: Body) -> str:
         *entry, f"  call void @{name}.body({passed})", "  ret void", "}", ""])
 
 
-install(lambda k: k.ren.optimize(k), TGXRenderer)
+optimize.install(lambda k: k.ren.optimize(k), TGXRenderer)
+cache.install(TGXRenderer)

@@ -1,0 +1,177 @@
+"""A cache of finished programs on disk, so that a second run compiles nothing.
+
+Of the seconds before a first training step, four fifths are Python rewriting of kernels and one
+fifth is LLVM. tinygrad caches only the latter. Here a whole lowered program is kept: what it is
+called with, its estimates, its IR and its object code, under a key made of everything that decides
+them (see `program_key`). A file is written whole and then renamed, carries its own checksum, and is
+deleted when it does not match: processes that share the folder, or die while writing, do no harm.
+
+tinygrad looks for programs in `lower_and_compile` (`tinygrad/engine/realize.py`); `install` wraps
+that function. BEAM, which measures, and DEBUG=3 and above, which print while they compile, pass by.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tinygrad.codegen as codegen
+from tinygrad.engine import realize
+from tinygrad.helpers import CACHELEVEL, CCACHE, DEBUG, NUM_CPU_THREADS, VIZ, cache_dir
+from tinygrad.helpers import VERSION as SCHEMA
+from tinygrad.renderer import Renderer
+from tinygrad.uop.ops import Ops, UOp
+
+MAX_BYTES = 256 << 20  # of the whole folder; the files used longest ago go first
+MAX_FILE = 16 << 20
+SWEEP_EVERY = 64  # writes between two looks at the folder's size
+# Starting tinygrad's compile workers costs a second of CPU each: only for many kernels, on many
+# cores, does it win over compiling here.
+POOL_KERNELS, POOL_CORES = 32, 4
+
+
+def folder() -> Path:
+    return Path(cache_dir) / "tgx_programs"
+
+
+@functools.cache
+def code_version() -> str:
+    """A digest of every file that decides how a kernel is compiled: ours, and tinygrad's release."""
+    from importlib.metadata import version
+    digest = hashlib.sha256(f"{version('tinygrad')} {version('llvmlite')} {SCHEMA}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def program_key(key: tuple, renderer: Renderer) -> str:
+    """Names a program: tinygrad's own key (the kernel, the target, its settings), the compiler's
+    (LLVM, CPU, features), and our code's."""
+    ast_key, kind, target, *config = key
+    parts = [ast_key.hex(), kind.__name__, str(target), repr(config), str(renderer.compiler.cachekey),
+             repr(renderer.settings()), code_version()]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def slim(program: UOp) -> UOp:
+    """A program without the graphs it was made from: what running it needs, and its source."""
+    sink, linear, source, binary = program.src
+    parameters = tuple(u for u in linear.src if u.op is Ops.PARAM)
+    return program.replace(src=(UOp(Ops.SINK, arg=sink.arg), UOp(Ops.LINEAR, src=parameters),
+                                source, binary))
+
+
+def read(name: str) -> UOp | None:
+    path = folder() / name
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now: swept last
+    program = pickle.loads(data[32:])
+    return program if isinstance(program, UOp) else None
+
+
+_writes = 0
+
+
+def write(name: str, program: UOp) -> None:
+    """Keeps a program. A cache that cannot be written (full or read-only disk) is no cache."""
+    global _writes
+    data = pickle.dumps(slim(program))
+    if len(data) > MAX_FILE:
+        return
+    with contextlib.suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder(), prefix=".new-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.replace(temporary, folder() / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _writes += 1
+        if _writes % SWEEP_EVERY == 1:
+            sweep()
+
+
+def sweep(limit: int = MAX_BYTES) -> None:
+    """Deletes the files used longest ago until the folder is below `limit` bytes."""
+    entries = []
+    for entry in os.scandir(folder()):
+        with contextlib.suppress(OSError):
+            status = entry.stat()
+            entries.append((status.st_mtime, status.st_size, entry.path))
+    excess = sum(size for _, size, _ in entries) - limit
+    for _, size, path in sorted(entries):
+        if excess <= 0:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            excess -= size
+
+
+def enabled() -> bool:
+    return bool(CCACHE) and CACHELEVEL >= 1 and DEBUG < 3 and not VIZ
+
+
+def compile_all(kernels: Iterable[tuple[UOp, Renderer]]) -> dict[tuple, str]:
+    """Puts the programs of these kernels where `lower_and_compile` looks for them.
+
+    Returns what it left to tinygrad's pool: the keys, and the names to keep the programs under.
+    """
+    missing = {}
+    for ast, renderer in kernels:
+        key = codegen.to_program_key(ast, renderer)
+        if key in codegen.to_program_cache or key in missing:
+            continue
+        name = program_key(key, renderer) if enabled() else ""
+        if name and (program := read(name)) is not None:
+            codegen.to_program_cache[key] = program
+        else:
+            missing[key] = (ast, renderer, name)
+    if len(missing) >= POOL_KERNELS and NUM_CPU_THREADS.value >= POOL_CORES:
+        return {key: name for key, (_, _, name) in missing.items()}
+    for ast, renderer, name in missing.values():
+        program = codegen.to_program(ast, renderer)
+        if name:
+            write(name, program)
+    return {}
+
+
+def install(renderer_type: type) -> None:
+    """Wraps tinygrad's `lower_and_compile`; kernels of other renderers do not notice."""
+    stock = realize.lower_and_compile
+    if getattr(stock, "tgx", False):
+        return
+
+    def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:
+        for call in linear.toposort():
+            if call.op is Ops.CALL and (found := realize._get_call_to_compile(call)) is not None:
+                ast, renderer = found
+                if isinstance(renderer, renderer_type) and ast.op is Ops.SINK and not ast.arg.beam:
+                    yield ast, renderer
+
+    @functools.wraps(stock)
+    def lower_and_compile(linear: UOp) -> UOp:
+        pooled = compile_all(kernels(linear))
+        compiled = stock(linear)
+        for key, name in pooled.items():
+            if name:
+                write(name, codegen.to_program_cache[key])
+        return compiled
+
+    lower_and_compile.tgx = True  # type: ignore[attr-defined]
+    realize.lower_and_compile = lower_and_compile
