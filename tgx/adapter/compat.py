@@ -25,6 +25,7 @@ NEEDS = {
         "Device.DEFAULT": "",
         "Device._devices": "",
         "Device.get_class": "self ix",
+        "Buffer.as_memoryview": "self allow_zero_copy force_zero_copy no_sync",
         "Compiled.__init__": "self device allocator renderers runtime graph arch",
         "Compiler.compile_cached": "self src",
         "LRUAllocator": "",
