@@ -113,7 +113,7 @@ def test_what_tools_see_of_a_patched_module_is_tinygrads() -> None:
 def test_the_stock_modules_still_run_with_dash_m(fresh: Run) -> None:
     """`python -m tinygrad.device` runs its own copy of the module, which has its own list."""
     shown = output(fresh("-m", "tinygrad.device", DEV="PYTHON"))
-    assert "CPU" in shown and "next: apt-get install clang" in shown or "xcode" in shown
+    assert "CPU" in shown and "compiles with 'clang'" in shown
 
 
 def test_arming_late_and_twice(fresh: Run) -> None:

@@ -51,7 +51,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def do_run(options: Options) -> int:
     settings.choose_device("TGX")
-    run_script(options.script)
+    run_script(options)
     return 0
 
 
@@ -173,33 +173,37 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_script(parser: argparse.ArgumentParser) -> None:
-    """SCRIPT and all that follows it, which is the script's."""
+    """SCRIPT, or -m MODULE, and all that follows, which is the script's. See `run_script`."""
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        metavar="MODULE ...",
+        help="a module to run in place of a file, as python's own -m does",
+    )
     parser.add_argument(
         "script",
         nargs=argparse.REMAINDER,
         metavar="SCRIPT ...",
-        help="a Python file, or -m and a module; all arguments after it are its own",
+        help="a Python file; all arguments after it are its own",
     )
 
 
-def run_script(command: Sequence[str]) -> None:
-    """Run `[FILE, argument, ...]` or `["-m", MODULE, argument, ...]` as `python` itself would.
+def run_script(options: Options) -> None:
+    """Run the script of `add_script`'s arguments as `python` itself would.
 
-    The script is the module `__main__`, sees its own `sys.argv`, finds the modules beside it, and
-    its exit code and its errors are its own.
+    It is the module `__main__`, sees its own `sys.argv`, finds the modules beside it, and its exit
+    code and its errors are its own.
     """
     import runpy
     from types import ModuleType
 
-    words = list(command)
-    as_module = words[:1] == ["-m"]
-    if as_module:
-        del words[0]
+    words = options.module or options.script
     if not words:
         raise SystemExit("tgx: which script? For example: " + COMMANDS["run"].example)
     sys.argv[:] = words
     sys.excepthook = _hide_our_frames
-    if as_module:
+    if options.module:
         _set_first_path(Path.cwd())
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         return

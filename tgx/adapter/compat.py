@@ -12,6 +12,7 @@ import sys
 from functools import reduce
 from importlib import import_module, metadata
 from types import ModuleType
+from typing import Any
 
 from tgx.errors import WrongTinygrad
 
@@ -90,7 +91,7 @@ def misfits(module_name: str) -> list[str]:
 def _misfit(module: ModuleType, name: str, parameters: str) -> str:
     try:
         # getattr_static does not run properties: Device.DEFAULT would open devices
-        found = reduce(inspect.getattr_static, name.split("."), module)
+        found: Any = reduce(inspect.getattr_static, name.split("."), module)
     except AttributeError:
         return f"{module.__name__} has no {name}"
     if not parameters:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from importlib.util import find_spec
 
 from tgx import settings
 from tgx.adapter import compat, devices, patches
@@ -155,12 +154,12 @@ def clang() -> Finding:
 
 def dot() -> Finding:
     path = shutil.which("dot")
-    pure = find_spec("graphviz_pure") is not None
+    pure = _version("graphviz-pure")
     return Finding(
         "dot",
-        path is not None or pure,
+        bool(path or pure),
         False,
-        path or ("not on PATH; graphviz-pure draws instead" if pure else "not on PATH"),
+        path or "not on PATH" + (f"; graphviz-pure {pure} draws instead" if pure else ""),
         "drawings of graphs",
         "python -m pip install graphviz-pure",
     )
