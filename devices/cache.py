@@ -22,7 +22,7 @@ from pathlib import Path
 
 import tinygrad.codegen as codegen
 from tinygrad.engine import realize
-from tinygrad.helpers import CACHELEVEL, CCACHE, DEBUG, NUM_CPU_THREADS, VIZ, cache_dir
+from tinygrad.helpers import CACHELEVEL, CCACHE, DEBUG, NUM_CPU_THREADS, VIZ, cache_dir, getenv
 from tinygrad.helpers import VERSION as SCHEMA
 from tinygrad.renderer import Renderer
 from tinygrad.uop.ops import Ops, UOp
@@ -142,7 +142,8 @@ def compile_all(kernels: Iterable[tuple[UOp, Renderer]]) -> dict[tuple, str]:
             codegen.to_program_cache[key] = program
         else:
             missing[key] = (ast, renderer, name)
-    if len(missing) >= POOL_KERNELS and NUM_CPU_THREADS.value >= POOL_CORES:
+    many = len(missing) >= POOL_KERNELS and NUM_CPU_THREADS.value >= POOL_CORES
+    if many or getenv("PARALLEL", 0) > 0:  # a user who sets PARALLEL gets the workers he asks for
         return {key: name for key, (_, _, name) in missing.items()}
     for ast, renderer, name in missing.values():
         program = codegen.to_program(ast, renderer)
