@@ -1,0 +1,185 @@
+"""How a big graph divides into levels that fit on a screen.
+
+`divide` takes items in order and keys from coarse to fine (phase, layer, source line …) and makes a
+tree of Groups in which no group has more than `limit` parts. Each level uses the finest key that
+fits; where none does, neighbours in order share a group. The pictures draw one level at a time, and
+going deeper is going into a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from tgx.model import Graph, Kernel, Node, Trace
+
+LIMIT = 60
+"""No picture opens on more boxes than this."""
+
+Key = Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some items, and how they divide. Without parts, its members are what is drawn inside it."""
+
+    label: str
+    members: tuple[int, ...]
+    parts: tuple[Group, ...] = ()
+
+    def __iter__(self) -> Iterator[Group]:
+        """This group and all groups in it."""
+        yield self
+        for part in self.parts:
+            yield from part
+
+
+def divide(
+    members: Sequence[int], keys: Sequence[Key], limit: int = LIMIT, label: str = ""
+) -> Group:
+    """Divide items into a tree of groups of at most `limit` parts."""
+    members = tuple(members)
+    if len(members) <= limit:
+        return Group(label, members)
+    best: dict[str, list[int]] | None = None
+    rest: Sequence[Key] = ()
+    for level, key in enumerate(keys):
+        buckets: dict[str, list[int]] = {}
+        for m in members:
+            buckets.setdefault(key(m), []).append(m)
+        if len(buckets) > limit:
+            break
+        if len(buckets) > 1:
+            best, rest = buckets, keys[level + 1 :]
+    if best is None:
+        best, rest = _in_order(members, keys, limit), keys
+    return Group(label, members, tuple(divide(b, rest, limit, k) for k, b in best.items()))
+
+
+def _in_order(
+    members: tuple[int, ...], keys: Sequence[Key], limit: int
+) -> dict[str, list[int]]:
+    """Groups of neighbours, named by their places: the fallback that always fits."""
+    size = max(limit // 2, -(-len(members) // limit))
+    chunks = [list(members[i : i + size]) for i in range(0, len(members), size)]
+    name = keys[-1] if keys else str
+    out: dict[str, list[int]] = {}
+    for i, chunk in enumerate(chunks):
+        first, last = name(chunk[0]), name(chunk[-1])
+        about = first if first == last else f"{first} … {last}"
+        out[f"{i * size + 1}-{i * size + len(chunk)}: {about}"] = chunk
+    return out
+
+
+# **** kernels: by phase, then by the user's own call stack ****
+
+PHASE_MARK = {"forward": "", "backward": "∂ ", "optimizer": "", "data": ""}
+MAX_STACK = 12
+
+
+def kernel_keys(trace: Trace) -> list[Key]:
+    """Keys for kernels: the phase, then ever deeper places of the stack that called the operation.
+
+    The places are the user's own lines, so that a group is named by the text of the line it stands
+    for (`x = self.layer1(x)`). A gradient stands where its forward operation was called.
+    """
+    by_id = {k.id: k for k in trace.kernels}
+    texts = {(f.id, n): text for f in trace.files for n, text in f.lines}
+
+    @cache
+    def stack(origin: int) -> tuple[str, ...]:
+        o = trace.origin(origin)
+        if o.forward != -1:
+            o = trace.origin(o.forward)
+        frames = [trace.frame(f) for f in (o.stack or ((o.frame,) if o.frame != -1 else ()))]
+        user = [f for f in frames if trace.file(f.file).user]
+        return tuple(
+            texts.get((f.file, f.line), "").strip() or f"{trace.file(f.file).path}:{f.line}"
+            for f in user[:MAX_STACK]
+        )
+
+    @cache
+    def places(kernel: int) -> tuple[str, ...]:
+        found = [stack(o) for o in main_origins(trace, by_id[kernel])]
+        return max(found, key=len, default=())
+
+    def at_depth(depth: int) -> Key:
+        def key(kernel: int) -> str:
+            k, path = by_id[kernel], places(kernel)
+            return PHASE_MARK[k.phase] + (path[min(depth, len(path)) - 1] if path else k.phase)
+
+        return key
+
+    deepest = max((len(places(k)) for k in by_id), default=0)
+    keys: list[Key] = [lambda kernel: by_id[kernel].phase]
+    keys += [at_depth(d) for d in range(1, deepest + 1)]
+    return [*keys, lambda kernel: by_id[kernel].name]
+
+
+def main_origins(trace: Trace, kernel: Kernel) -> tuple[int, ...]:
+    """A kernel's origins of its own phase; all of them if it has none."""
+    own = tuple(o for o in kernel.origins if trace.origin(o).phase == kernel.phase)
+    return own or kernel.origins
+
+
+def kernel_levels(trace: Trace, schedule: int, limit: int = LIMIT) -> Group:
+    """How one schedule's kernels divide into levels."""
+    s = trace.schedule(schedule)
+    return divide(s.kernels, kernel_keys(trace), limit, s.name or f"schedule {s.id}")
+
+
+# **** nodes of a graph: by what they do, then by the operation they come from ****
+
+CONTROL = {"RANGE", "END", "IF", "ENDIF", "BARRIER", "SINK", "LINEAR", "PROGRAM", "SPECIAL"}
+MEMORY = {"PARAM", "BUFFER", "DEFINE_LOCAL", "DEFINE_REG", "DEFINE_GLOBAL", "LOAD", "STORE",
+          "INDEX", "COPY", "ASSIGN", "AFTER"}
+MOVEMENT = {"RESHAPE", "PERMUTE", "EXPAND", "PAD", "SHRINK", "FLIP", "VIEW", "GEP", "VECTORIZE",
+            "STACK", "CAT", "CAST", "BITCAST", "CONTIGUOUS", "DETACH"}
+REDUCE = {"REDUCE", "REDUCE_AXIS", "WMMA", "ALLREDUCE"}
+CONSTANT = {"CONST", "VCONST", "UNIQUE", "DEVICE", "BIND", "DEFINE_VAR", "NOOP"}
+SORTS = {
+    **dict.fromkeys(CONTROL, "control"),
+    **dict.fromkeys(MEMORY, "memory"),
+    **dict.fromkeys(MOVEMENT, "movement"),
+    **dict.fromkeys(REDUCE, "reduce"),
+    **dict.fromkeys(CONSTANT, "constant"),
+}
+
+
+def sort_of(node: Node) -> str:
+    """What sort of thing a node is: control, memory, movement, reduce, constant, index or
+    arithmetic."""
+    if node.op in SORTS:
+        return SORTS[node.op]
+    is_index = "int" in node.dtype and not node.origins and not node.tensor_op
+    return "index" if is_index else "arithmetic"
+
+
+def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
+    """Keys for a graph's nodes: sort, Tensor operation, call of it, and operation within it."""
+
+    def operation(i: int) -> str:
+        return graph[i].tensor_op or sort_of(graph[i])
+
+    def call(i: int) -> str:
+        n = graph[i]
+        if trace is None or not n.origins:
+            return operation(i)
+        place = trace.place(trace.origin(n.origins[0]).frame)
+        return f"{operation(i)} {place}".strip()
+
+    return [
+        lambda i: sort_of(graph[i]),
+        operation,
+        call,
+        lambda i: f"{call(i)}: {graph[i].op}",
+        lambda i: f"{call(i)}: {graph[i].op} {graph[i].dtype}".strip(),
+    ]
+
+
+def node_levels(graph: Graph, trace: Trace | None = None, limit: int = LIMIT) -> Group:
+    """How a graph's nodes divide into levels. Constants do not count: they are drawn inside their
+    readers."""
+    shown = [i for i, op in enumerate(graph.ops) if SORTS.get(op) != "constant"]
+    return divide(shown, node_keys(graph, trace), limit, graph.name or graph.kind)

@@ -1,0 +1,59 @@
+"""How numbers and names read: the same in every view."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls (but for tab and newline), lone surrogates, and the marks that turn text around
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def clean(text: str) -> str:
+    """Text without characters that could steer a terminal, break XML, or turn a line around."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def line(text: str, width: int = 0) -> str:
+    """Clean text on one line, cut to `width` characters where given."""
+    text = " ".join(clean(text).split())
+    return text if width <= 0 or len(text) <= width else text[: width - 1] + "…"
+
+
+def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:
+    scale = 0
+    while abs(value) >= step * 0.9995 and scale < len(units) - 1:
+        value, scale = value / step, scale + 1
+    digits = f"{value:.0f}" if scale == 0 or abs(value) >= 99.95 else f"{value:.3g}"
+    return f"{digits} {units[scale]}".rstrip()
+
+
+def size(nbytes: float) -> str:
+    """Bytes: `1.6 MB` (powers of ten, as in devices' data sheets)."""
+    return "" if nbytes < 0 else _scaled(nbytes, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def duration(us: float) -> str:
+    """Microseconds: `12 µs`, `0.42 ms`."""
+    if us < 0:
+        return ""
+    if us < 99.5:
+        return f"{us:.2g} µs"
+    return f"{us / 1e3:.3g} ms" if us < 999_500 else f"{us / 1e6:.3g} s"
+
+
+def rate(per_second: float, unit: str) -> str:
+    """A rate: `31 GF/s`, `9.4 GB/s`."""
+    if per_second < 0:
+        return ""
+    return _scaled(per_second, 1000, tuple(f"{p}{unit}/s" for p in ("", "k", "M", "G", "T")))
+
+
+def percent(part: float) -> str:
+    """A share: `38 %`, `0.4 %`."""
+    return "" if part < 0 else f"{part * 100:.0f} %" if part >= 0.0995 else f"{part * 100:.1f} %"
+
+
+def plural(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
