@@ -407,3 +407,15 @@ print(sorted(d.split(":")[0] for d in Device._opened_devices))
 """
     done = child(code, PATH="")
     assert done.returncode == 0 and "CPU" not in done.stdout and "TGX" in done.stdout, done.stderr
+
+
+def test_the_walk_through_the_device_is_what_the_code_prints() -> None:
+    """devices/README.md, but for what another LLVM would print: the machine code."""
+    from tgx.devices import walk
+
+    def without_assembly(text: str) -> list[str]:
+        return [part for part in text.split("```") if not part.startswith("asm\n")]
+
+    here = Path(walk.__file__).parent / "README.md"
+    assert without_assembly(here.read_text()) == without_assembly(walk.page()), \
+        "python -m tgx.devices.walk > devices/README.md"

@@ -1,0 +1,131 @@
+"""The cache of finished programs: what it keeps, what it notices, what it survives."""
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tinygrad import Tensor
+from tinygrad.codegen import to_program, to_program_key
+from tinygrad.helpers import Target
+from tinygrad.uop.ops import Ops, UOp
+
+from tgx.devices import cache
+from tgx.devices.renderer import TGXRenderer
+
+RUN = """
+import hashlib, time, sys
+from tinygrad import Tensor
+import tinygrad.codegen as codegen
+made = []
+stock = codegen.do_to_program
+def counted(*args):
+    made.append(1)
+    return stock(*args)
+codegen.do_to_program = counted
+x = Tensor([[1., 2.], [3., 4.]])
+print((x @ x).relu().tolist(), x.softmax().sum().item(), len(made))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path / "programs")
+    return tmp_path / "programs"
+
+
+def kernel(n: int = 7) -> UOp:
+    calls = (Tensor.empty(n, device="NULL") * 3 + 1).schedule_linear().src
+    return next(c.src[0] for c in calls if c.src[0].op is Ops.SINK)
+
+
+def renderer(arch: str = "x86_64,x86-64-v3") -> TGXRenderer:
+    return TGXRenderer(Target("TGX", "", arch))
+
+
+def run(home: Path, **env: str) -> str:
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "DEV": "TGX", "XDG_CACHE_HOME": str(home),
+                               "CACHEDB": str(home / "tinygrad.db"), **env})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_second_process_compiles_nothing_and_agrees(tmp_path: Path) -> None:
+    first, second = run(tmp_path).rsplit(" ", 1), run(tmp_path).rsplit(" ", 1)
+    assert first[0] == second[0] and int(first[1]) >= 2 and int(second[1]) == 0
+    assert int(run(tmp_path, CCACHE="0").rsplit(" ", 1)[1]) >= 2, "CCACHE=0 must switch it off"
+    plain = run(tmp_path, TGX_FAST="0").rsplit(" ", 1)
+    assert int(plain[1]) >= 2, "a setting that changes code must change the key"
+
+
+def test_a_program_comes_back_able_to_run(place: Path) -> None:
+    ast, ren = kernel(), renderer()
+    program = to_program(ast, ren)
+    cache.write("k", program)
+    back = cache.read("k")
+    assert back is not None and back.arg == program.arg and back.src[3] is program.src[3]
+    assert back.src[0].arg == program.src[0].arg, "the estimates are lost"
+    assert back.to_elf().signature == program.to_elf().signature
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:20], lambda b: b"",
+                                   lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:],
+                                   lambda b: b + b"x"])
+def test_a_spoilt_file_is_noticed_and_removed(place: Path, spoil) -> None:  # type: ignore[no-untyped-def]
+    cache.write("k", to_program(kernel(), renderer()))
+    path = place / "k"
+    path.write_bytes(spoil(path.read_bytes()))
+    assert cache.read("k") is None and not path.exists()
+
+
+def test_the_key_holds_everything_that_decides_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(ast: UOp, ren: TGXRenderer) -> str:
+        return cache.program_key(to_program_key(ast, ren), ren)
+
+    base = key(kernel(), renderer())
+    assert key(kernel(), renderer()) == base
+    assert key(kernel(8), renderer()) != base
+    assert key(kernel(), renderer("x86_64,x86-64-v4")) != base
+    assert key(kernel(), renderer("arm64,cortex-a78")) != base
+    monkeypatch.setenv("TGX_FAST", "0")
+    assert key(kernel(), renderer()) != base
+    monkeypatch.delenv("TGX_FAST")
+    monkeypatch.setattr(cache, "code_version", lambda: "another")
+    assert key(kernel(), renderer()) != base
+
+
+def test_the_folder_stays_bounded_and_the_oldest_go_first(place: Path) -> None:
+    program = to_program(kernel(), renderer())
+    for i in range(6):
+        cache.write(f"k{i}", program)
+        os.utime(place / f"k{i}", (1000 + i, 1000 + i))
+    size = (place / "k0").stat().st_size
+    cache.read("k0")  # used just now: no longer the oldest
+    cache.sweep(3 * size)
+    assert sorted(p.name for p in place.iterdir()) == ["k0", "k4", "k5"]
+
+
+def test_many_writers_of_one_program_leave_one_good_file(place: Path) -> None:
+    program = to_program(kernel(), renderer())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: cache.write("k", program), range(64)))
+    assert cache.read("k") is not None
+    assert [p.name for p in place.iterdir()] == ["k"], "a temporary file was left behind"
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(place: Path) -> None:
+    place.parent.joinpath("programs").write_text("a file where the folder should be")
+    cache.write("k", to_program(kernel(), renderer()))
+    assert cache.read("k") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_home_is_no_error(place: Path) -> None:
+    place.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    cache.write("k", to_program(kernel(), renderer()))
+    assert cache.read("k") is None
