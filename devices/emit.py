@@ -26,9 +26,9 @@ from tgx.devices.plan import Plan, body_of, dependence, strides
 TYPES: dict[DType, str] = {
     dtypes.bool: "i1", dtypes.int8: "i8", dtypes.uint8: "i8", dtypes.int16: "i16",
     dtypes.uint16: "i16", dtypes.int32: "i32", dtypes.uint32: "i32", dtypes.int64: "i64",
-    dtypes.uint64: "i64", dtypes.half: "half", dtypes.bfloat16: "bfloat", dtypes.float32: "float",
+    dtypes.uint64: "i64", dtypes.half: "half", dtypes.bfloat16: "i16", dtypes.float32: "float",
     dtypes.float64: "double"}
-SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
+SUFFIX = {"half": "f16", "float": "f32", "double": "f64"}
 
 
 def literal(value: object, dtype: DType) -> str:
@@ -44,7 +44,7 @@ def literal(value: object, dtype: DType) -> str:
             bits = struct.unpack("I", struct.pack("f", float(np.float32(number))))[0]
             if math.isfinite(number):
                 bits += 0x7FFF + ((bits >> 16) & 1)
-            return f"0xR{(bits >> 16) & 0xFFFF:04X}"
+            return str((bits >> 16) & 0xFFFF)
         if dtype is dtypes.float32:
             with np.errstate(over="ignore"):
                 number = float(np.float32(number))
@@ -368,11 +368,18 @@ class Emitter:
     def apply(self, node: Node, args: list[Value], w: int) -> Value:
         """One operation on values of equal width."""
         dtype, a = node.dtype, args[0]
+        if any(x.dtype is dtypes.bfloat16 for x in args) and node.op not in ("cast", "bitcast", "where"):
+            # no CPU adds bfloat16: every step in float, rounded back
+            wide = [self.cast(x, dtypes.float32) if x.dtype is dtypes.bfloat16 else x for x in args]
+            kind = dtypes.float32 if dtype is dtypes.bfloat16 else dtype
+            return self.cast(self.apply(Node(node.op, kind), wide, w), dtype)
         if node.op in ("cast", "bitcast"):
             return self.cast(a, dtype) if node.op == "cast" else Value(
                 self.let(f"bitcast {a} to {vector(TYPES[dtype], w)}"), dtype, w)
         if node.op == "where":
             return Value(self.let(f"select {a}, {args[1]}, {args[2]}"), dtype, w)
+        if node.op in DIVISIONS and not (node.src and node.src[1].op == "const" and node.src[1].arg > 0):
+            raise Miss("integer division by what may be zero")
         if (row := OPS.get(node.op)) is None:
             raise Miss(f"no row for {node.op}")
         return Value(row(self, node, args), dtype, w)
@@ -381,6 +388,14 @@ class Emitter:
         """C's conversions."""
         src, dst = v.dtype, to
         kind = vector(TYPES[dst], v.lanes)
+        if src is dst:
+            return v
+        if dtypes.bfloat16 in (src, dst):
+            return self.cast_bfloat(v, dst)
+        if src is dtypes.float64 and dst is dtypes.half:  # LLVM would call a library
+            return self.cast(self.cast(v, dtypes.float32), dst)
+        if sf_to_u64(src, dst):
+            raise Miss("a float becomes uint64")
         sf, df = dtypes.is_float(src), dtypes.is_float(dst)
         if dst is dtypes.bool:
             zero = splat_literal(TYPES[src], v.lanes, literal(0, src))
@@ -388,15 +403,14 @@ class Emitter:
         if sf and df:
             if TYPES[src] == TYPES[dst]:
                 return Value(v.name, dst, v.lanes)
-            if src.itemsize == dst.itemsize:  # half and bfloat: through float
-                return self.cast(self.cast(v, dtypes.float32), dst)
             op = "fpext" if dst.itemsize > src.itemsize else "fptrunc"
-        elif sf:
-            op = "fptoui" if dst in dtypes.uints and dst.itemsize == 8 else "fptosi"
-            if dst.itemsize < 4:  # through a wide integer, so that what does not fit wraps
-                return self.cast(self.cast(v, dtypes.int32), dst)
-            if dst is dtypes.uint32:
-                return self.cast(self.cast(v, dtypes.int64), dst)
+        elif sf:  # saturate, then cut to width: defined for every number, as in renderer.py
+            wide = dst if dst in (dtypes.int32, dtypes.int64) else (
+                dtypes.int64 if dst.itemsize >= 4 else dtypes.int32)
+            to_wide = vector(TYPES[wide], v.lanes)
+            whole = Value(self.let(self.call(
+                f"{to_wide} @llvm.fptosi.sat.{short(Value('', wide, v.lanes))}.{short(v)}({v})")), wide, v.lanes)
+            return self.cast(whole, dst)
         elif df:
             op = "uitofp" if src in dtypes.uints or src is dtypes.bool else "sitofp"
         elif TYPES[src] == TYPES[dst]:
@@ -406,6 +420,26 @@ class Emitter:
         else:
             op = "zext" if src in dtypes.uints or src is dtypes.bool else "sext"
         return Value(self.let(f"{op} {v} to {kind}"), dst, v.lanes)
+
+    def cast_bfloat(self, v: Value, dst: DType) -> Value:
+        """bfloat16 is the upper half of a float, rounded to nearest even."""
+        n = v.lanes
+        bits, half = vector("i32", n), vector("i16", n)
+
+        def word(x: int) -> str:
+            return splat_literal("i32", n, str(x))
+        if v.dtype is dtypes.bfloat16:
+            wide = self.let(f"shl {bits} {self.let(f'zext {v} to {bits}')}, {word(16)}")
+            return self.cast(Value(self.let(f"bitcast {bits} {wide} to {vector('float', n)}"), dtypes.float32, n), dst)
+        v = self.cast(v, dtypes.float32)
+        x = self.let(f"bitcast {v} to {bits}")
+        odd = self.let(f"and {bits} {self.let(f'lshr {bits} {x}, {word(16)}')}, {word(1)}")
+        up = self.let(f"add {bits} {self.let(f'add {bits} {x}, {word(0x7FFF)}')}, {odd}")
+        nan = self.let(f"fcmp uno {v}, {v.name}")
+        quiet = self.let(f"or {bits} {x}, {word(0x400000)}")
+        up = self.let(f"select {vector('i1', n)} {nan}, {bits} {quiet}, {bits} {up}")
+        high = self.let(f"lshr {bits} {up}, {word(16)}")
+        return Value(self.let(f"trunc {bits} {high} to {half}"), dtypes.bfloat16, n)
 
     # ---------- memory ----------
 
@@ -426,11 +460,7 @@ class Emitter:
         w, n = scope.width, self.valid_lanes(scope)
         offsets = strides(access.index, scope.lane, self.nest, w)[:n]
         low, high = min(offsets), max(offsets)
-        if high == low:  # a mask varies over the lanes, the address does not
-            only = self.load(replace(access, masks=()), scope, False) if not access.masks else None
-            if only is not None:
-                return self.widen(only, w)
-        elif offsets == list(range(n)):
+        if offsets == list(range(n)) and any(access.index[a] for a in scope.lane):
             mask = self.both(mask, self.tail(scope))
             return self.from_memory(self.vector_load(access, self.pointer(access, scope), w, mask, kind),
                                     access.dtype, w)
@@ -753,7 +783,8 @@ class Emitter:
 
     def accumulated(self, old: Value, scope: Scope) -> Value:
         assert self.red is not None
-        if self.red.arg is Ops.ADD and self.body.op == "mul" and dtypes.is_float(old.dtype):
+        if self.red.arg is Ops.ADD and self.body.op == "mul" and old.dtype in (
+                dtypes.float32, dtypes.float64, dtypes.half):
             a, b = (self.widen(self.ev(s, scope), scope.width) for s in self.body.src)
             return Value(self.fma(a, b, old), old.dtype, old.lanes)
         value = self.widen(self.ev(self.body, scope), scope.width)
@@ -847,15 +878,18 @@ class Emitter:
     def text(self) -> str:
         """Globals, the entry that unpacks the arguments, the body with pointers that do not alias."""
         params = ", ".join(f"ptr noalias %p{s}" for s in self.slots)
-        entry = [f"define void @{self.name}(ptr %args, i64 %chunk) #0 {{"]
+        entry = [f"define void @{self.name}(ptr %args, i64 %chunk) nounwind {{"]
         for i, s in enumerate(self.slots):
             entry += [f"  %a{s} = getelementptr i64, ptr %args, i64 {i}", f"  %p{s} = load ptr, ptr %a{s}"]
         given = ", ".join(f"ptr %p{s}" for s in self.slots)
         entry += [f"  call void @{self.name}.body({given}, i64 %chunk)", "  ret void", "}"]
-        body = [f"define internal void @{self.name}.body({params}, i64 %chunk) #0 {{", "entry:",
+        body = [f"define internal void @{self.name}.body({params}, i64 %chunk) noinline nounwind {{", "entry:",
                 *self.allocas, *self.lines, "}"]
-        return "\n".join([*self.globals.values(), *sorted(self.declared), *entry, *body,
-                          "attributes #0 = { nounwind }"])
+        return "\n".join([*self.globals.values(), *sorted(self.declared), *entry, *body, ""])
+
+
+def sf_to_u64(src: DType, dst: DType) -> bool:
+    return dtypes.is_float(src) and dst is dtypes.uint64
 
 
 def zero_where(node: Node, mask: Mask) -> bool:
@@ -903,11 +937,17 @@ def _call(name: str) -> Callable[[Emitter, Node, list[Value]], str]:
 
 
 def _max(e: Emitter, node: Node, args: list[Value]) -> str:
+    """The larger of two; NaN wins, as in NumPy. Against a constant one comparison does it."""
     a, b = args
-    d = a.dtype
-    less = "fcmp olt" if dtypes.is_float(d) else "icmp ult" if d in dtypes.uints or d is dtypes.bool else "icmp slt"
-    test = e.let(f"{less} {a}, {b.name}")
-    return e.let(f"select {vector('i1', a.lanes)} {test}, {b}, {a}")
+    if not dtypes.is_float(a.dtype):
+        if a.dtype is dtypes.bool:
+            return e.let(f"or {a}, {b.name}")
+        name = "umax" if a.dtype in dtypes.uints else "smax"
+        return e.let(e.call(f"{a.type} @llvm.{name}.{short(a)}({a}, {b})"))
+    if node.src and node.src[0].op == "const" and node.src[0].arg == node.src[0].arg:
+        test = e.let(f"fcmp olt {b}, {a.name}")
+        return e.let(f"select {vector('i1', a.lanes)} {test}, {a}, {b}")
+    return e.let(e.call(f"{a.type} @llvm.maximum.{short(a)}({a}, {b})").replace("call", "call nsz", 1))
 
 
 def _reciprocal(e: Emitter, node: Node, args: list[Value]) -> str:
@@ -944,6 +984,8 @@ def _floor(quotient: bool) -> Callable[[Emitter, Node, list[Value]], str]:
         return e.let(f"add {a.type} {r.name}, {e.let(f'mul {a.type} {fix}, {b.name}')}")
     return row
 
+
+DIVISIONS = ("cdiv", "cmod", "floordiv", "floormod")
 
 OPS: dict[str, Callable[[Emitter, Node, list[Value]], str]] = {
     "add": _binary("fadd", "add", None), "sub": _binary("fsub", "sub"), "mul": _binary("fmul", "mul"),

@@ -534,13 +534,18 @@ class Builder:
                 for a, v in more.items():
                     coefs[a] = coefs.get(a, 0) + v
                 bent.add(gi)
+        low = const + sum(min(0, c * int(a.vmax)) for a, c in coefs.items())
+        high = const + sum(max(0, c * int(a.vmax)) for a, c in coefs.items())
+        inbounds = low >= 0 and high < buf.max_numel()
         masks = []
         for gi, group in enumerate(self.groups):
             table = group.table(self.within(group, gates))
             if gi in bent and inside:  # the fit holds on the domain only: do not load elsewhere
                 table &= group.valid
-            if not table.all():
-                masks.append(self.mask(group, table, inside))
+            mask = self.mask(group, table, inside)
+            # a gate of the whole sum is no business of a load that is safe without it
+            if not table.all() and not (mask.implied and inbounds):
+                masks.append(mask)
         return Access(buf.arg.slot, buf.dtype, int(buf.max_numel()),
                       Affine.of(const, {self.names[a]: c for a, c in coefs.items()}), tuple(masks))
 

@@ -41,13 +41,11 @@ class Machine:
     scalar: float = 2.0  # scalar loads, broadcasts included
 
     @staticmethod
-    def of(features: str) -> Machine:
-        """From LLVM's feature string of the host."""
-        if "+avx512f" in features and "+avx512vl" in features:
+    def of(vector_bytes: int, architecture: str) -> Machine:
+        """From what the compiler knows of its target."""
+        if vector_bytes == 64:
             return Machine()
-        if "+avx2" in features or "+avx" in features:
-            return Machine(32, 16, fma=2.0, load=2.0)
-        return Machine(16, 32 if "+neon" in features else 16, fma=2.0, load=2.0)
+        return Machine(vector_bytes, 16 if architecture == "x86_64" else 32, fma=2.0, load=2.0)
 
 
 @dataclass(frozen=True)
@@ -253,8 +251,10 @@ class Model:
                 if vector:
                     offsets = strides(n.arg.index, lane, self.nest, self.width)
                     cost = vector_cost(offsets) / self.machine.load
+                    if any(c % self.width for a, c in n.arg.index.terms if a not in lane):
+                        cost *= 1.7  # not aligned: half of the loads or more cross a cache line
                     if any(a in m.axes for m in n.arg.masks for a in lane):
-                        cost = cost + 0.6 if cost <= 1 else 1.5 * self.width
+                        cost = cost + 0.3 if cost <= 2 else 1.5 * self.width
                 out.append(Operand(n.arg, self.deps[n], vector, cost))
         return out
 
@@ -388,10 +388,11 @@ def search(model: Model, lane: tuple[str, ...]) -> Plan | None:
     lane_size = math.prod(nest.size(a) for a in lane)
     axes = model.tile_axes(lane)
     contracts = model.red is not None
-    sums = tuple(a.name for a in sorted(
-        model.sums, key=lambda a: (a.name == lane[0], -min([abs(o.access.index[a.name]) for o in operands
-                                                            if o.access.index[a.name]] or [0]))))
-    points = math.prod(a.size for a in nest.axes)
+    bound = {a for m in nest.domain if lane[0] not in m.axes for a in m.axes}
+    sums = tuple(a.name for a in sorted(  # bounded loops outside, then the long strides
+        model.sums, key=lambda a: (a.name == lane[0], a.name not in bound,
+                                   -min([abs(o.access.index[a.name]) for o in operands
+                                         if o.access.index[a.name]] or [0]))))
     best: tuple[float, int, dict[str, int], tuple[str, ...]] | None = None
     most = 3 if not lanes_out else 2
     useful = [a for a in axes if any(a.name not in o.axes for o in operands)] if contracts else []
@@ -414,7 +415,6 @@ def search(model: Model, lane: tuple[str, ...]) -> Plan | None:
                 latency = max(found[0], 4.0 if contracts else 0.0)
                 steps = math.prod(-(-a.size // tile.get(a.name, 1)) for a in nest.axes if a.name not in lane)
                 steps *= -(-lane_size // (w * vectors))
-                lanes_used = lane_size / (w * -(-lane_size // w))
                 if lane_size > w:  # a tile with fewer vectors at the end costs less than a full one
                     steps *= (-(-lane_size // w) / vectors) / -(-lane_size // (w * vectors))
                 cost = steps * latency
@@ -431,7 +431,6 @@ def search(model: Model, lane: tuple[str, ...]) -> Plan | None:
                 else:
                     offsets = strides(nest.store.index, lane, nest, w)
                     cost += steps * vectors * (1.0 if vector_cost(offsets) <= 1 else 1.5 * w)
-                del lanes_used
                 ranked.append((cost, vectors, tile))
     if not ranked or (not contracts and not lanes_out):
         return None
@@ -443,7 +442,11 @@ def search(model: Model, lane: tuple[str, ...]) -> Plan | None:
             best = total, vectors, tile, loops
     assert best is not None
     total, vectors, tile, loops = best
-    del points
+    if not lanes_out:  # hold the smaller operand in registers, stream the larger: its axes go first
+        def copies(axis: str) -> int:
+            return max([math.prod(n for a, n in tile.items() if a in o.axes)
+                        for o in operands if axis in o.axes] or [0])
+        tile = dict(sorted(tile.items(), key=lambda t: -copies(t[0])))
     plan = Plan(nest, lane, w, vectors, tuple(tile.items()), loops, sums, (), 0, 1, total)
     return chunked(replace(plan, unroll=unrolled(plan)))
 

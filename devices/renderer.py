@@ -32,8 +32,11 @@ from tinygrad.renderer.cstyle import create_non_native_float_pats, pm_manual_bf1
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
 
 from tgx import settings
-from tgx.devices import cache, optimize
+from tgx.devices import cache, contract, optimize
 from tgx.devices.compiler import TGXCompiler
+from tgx.devices.nest import Miss
+from tgx.devices.plan import Machine
+from tgx.devices.record import PathRecord
 
 # Pieces a kernel may be cut into for threads. A constant: the cut must not depend on the machine.
 MAX_CHUNKS = 16
@@ -475,6 +478,9 @@ EMIT: dict[Ops, Callable[[Body, UOp], None]] = {
 
 # ***************************** the renderer *****************************
 
+BY_HAND = PathRecord("loops", reason="its optimizations were chosen by hand or by BEAM")
+
+
 class TGXRenderer(Renderer):
     """Chosen by `DEV=TGX`; `DEV=TGX::x86_64,znver4` compiles for another CPU."""
 
@@ -493,6 +499,7 @@ class TGXRenderer(Renderer):
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self.compiler = TGXCompiler(target.arch)
+        self.record = BY_HAND  # of the kernel being compiled: how, and why so
 
     def supported_dtypes(self) -> set[DType]:
         """What LLVM handles itself; tinygrad emulates the others."""
@@ -505,10 +512,20 @@ class TGXRenderer(Renderer):
 
     def optimize(self, k: Scheduler) -> Scheduler | None:
         """TGX's own choice of loops for a kernel, or None to leave it to tinygrad's heuristics."""
+        self.record = PathRecord("loops", reason="TGX_FAST=0, or accesses are watched")
+        if settings.fast() and not settings.check() and not settings.count_accesses():
+            try:
+                return contract.optimize(k, Machine.of(self.compiler.vector_bytes,
+                                                       self.compiler.architecture))
+            except Miss as miss:
+                self.record = PathRecord("loops", reason=str(miss))
         return None
 
     def render(self, uops: list[UOp]) -> str:
         name = next((u.arg.function_name for u in uops if u.op is Ops.SINK and u.arg), "kernel")
+        if (text := contract.text_of(uops)) is not None:
+            return text
+        record, self.record = self.record, BY_HAND
         body, parameters = Body(name, uops), []
         for u in uops:
             if u.op is Ops.PARAM:
@@ -518,7 +535,7 @@ class TGXRenderer(Renderer):
                 EMIT[u.op](body, u)
             else:
                 raise no_row(body, u)
-        return module_text(name, parameters, body)
+        return record.line() + "\n" + module_text(name, parameters, body)
 
 
 def module_text(name: str, parameters: list[UOp], body: Body) -> str:
