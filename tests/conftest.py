@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-# Before tinygrad is imported: its compile cache is this session's own, so nothing passes because
-# some earlier run left the object code behind.
+# Before tinygrad is imported: its caches are this session's own, so nothing passes because some
+# earlier run left the machine code behind.
 _CACHE = tempfile.TemporaryDirectory(prefix="tgx-tests-")
-os.environ["CACHEDB"] = str(Path(_CACHE.name) / "cache.db")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ.pop("CACHEDB", None)
 if not os.environ.get("DEVICE"):
     os.environ.setdefault("DEV", "TGX")
 
@@ -28,7 +29,7 @@ import tgx  # noqa: E402 - it reads what is set above
 ROOT = Path(__file__).resolve().parents[1]
 
 # What a variable of ours or of tinygrad's would change in a child process.
-OURS = ("DEV", "DEVICE", "CACHEDB", "DEBUG", "CC", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+OURS = ("DEV", "DEVICE", "DEBUG", "CC", "PARALLEL", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -42,15 +43,18 @@ def root() -> Path:
 def make_venv(folder: Path) -> tuple[Path, Path]:
     """A new environment that sees the running one's packages but none of its .pth files.
 
-    So tgx is in it only if a test puts it there, and nothing has to be fetched. Gives its python
-    and its site-packages.
+    So tgx is in it only if a test puts it there, and nothing has to be fetched: each package is a
+    link. Gives the environment's python and its site-packages.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     needed = ("tinygrad", "numpy", "llvmlite", "rich", "pytest", "hatchling", "pip")
     specs = [find_spec(name) for name in needed]
-    homes = {str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin}
-    (site / "zz_borrowed.pth").write_text("\n".join(sorted(homes)) + "\n")
+    homes = {Path(spec.origin).parents[1] for spec in specs if spec and spec.origin}
+    for path in (path for home in homes for path in home.iterdir()):
+        ours = path.name == "tgx" or "tinygrad_tgx" in path.name
+        if not ours and path.suffix != ".pth" and not (site / path.name).exists():
+            (site / path.name).symlink_to(path)
     return folder / "bin" / "python", site
 
 
@@ -64,7 +68,7 @@ def child_environment(folder: Path, **variables: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in OURS and not name.startswith("TGX_")
     }
-    private = {"PATH": "", "CACHEDB": str(folder / "cache.db")}
+    private = {"PATH": "", "XDG_CACHE_HOME": str(folder / "cache")}
     return kept | private | {name: str(value) for name, value in variables.items()}
 
 

@@ -41,7 +41,7 @@ def arm() -> None:
     """Put the finder in place, once. Modules that are loaded already are patched now."""
     if any(type(finder).__name__ == Finder.__name__ for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]  # a duck, not a MetaPathFinder
+    sys.meta_path.insert(0, Finder())
     for name in PATCHES:
         if name in sys.modules:
             patch(sys.modules[name])
@@ -133,7 +133,7 @@ class PatchingLoader:
         return getattr(self.loader, name)
 
     def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
-        return self.loader.create_module(spec)  # type: ignore[attr-defined, no-any-return]
+        return self.loader.create_module(spec)  # type: ignore[attr-defined]
 
     def exec_module(self, module: "ModuleType") -> None:
         # From here on nothing shows that we were here: tools find the loader they expect.

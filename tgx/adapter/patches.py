@@ -17,13 +17,12 @@ import struct
 import sys
 import zipfile
 import zlib
-from types import ModuleType
 from typing import Any
 
 from tgx.errors import MissingTool
 
 
-def add_tgx(device: ModuleType) -> None:
+def add_tgx(device: Any) -> None:
     """Let TGX be a candidate for the default device, after all that tinygrad knows itself."""
     device.ALL_DEVICES.append("TGX")
     device.Device._devices.append("TGX")
@@ -62,7 +61,7 @@ def on_tgx() -> bool:
     return Device.DEFAULT.split(":")[0] == "TGX"
 
 
-def read_back_without_cpu(tensor: ModuleType) -> None:
+def read_back_without_cpu(tensor: Any) -> None:
     """Tensors of no device (constants, `arange`) or of several are read through the default device.
 
     tinygrad reads both through CPU, and turns a list into a CPU tensor to store it in a file.
@@ -94,7 +93,7 @@ def default_device() -> str:
     return Device.DEFAULT
 
 
-def unzip_without_cpu(state: ModuleType) -> None:
+def unzip_without_cpu(state: Any) -> None:
     """Zip archives, and so torch's weight files, are opened without CPU.
 
     The same function as tinygrad's, but for the four bytes of each member's own header (the lengths
@@ -124,7 +123,7 @@ def unzip_without_cpu(state: ModuleType) -> None:
     state.zip_extract = zip_extract
 
 
-def explain_missing_clang(compiler_cpu: ModuleType) -> None:
+def explain_missing_clang(compiler_cpu: Any) -> None:
     """Say which program is missing, and how to get it, where Python would say "No such file"."""
     compiler = compiler_cpu.ClangCompiler
     stock_compile = compiler.compile
