@@ -1,0 +1,176 @@
+"""Names people can read: of buffers, from the user's own variables; of kernels, from what they compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType, ModuleType
+from typing import Any
+
+from tinygrad.tensor import Tensor
+from tinygrad.uop.ops import Ops, UOp
+
+from tgx.adapter.origins import OriginRecord, Origins
+
+MOST_OBJECTS = 4000  # looked at while searching for the owner of a buffer
+DEPTH = 6
+
+# operations that only carry or shape values: a name lists them only if there is nothing else
+QUIET = {
+    "tensor", "contiguous", "cast", "reshape", "permute", "expand", "view", "flatten", "transpose", "shrink",
+    "pad", "getitem", "broadcast", "broadcast_to", "detach", "unsqueeze", "squeeze", "movement", "to", "clone",
+    "unknown", "float", "half", "assign", "flip", "stack", "cat", "item", "numpy", "tolist", "realize",
+    "const_like", "bitcast", "data", "empty", "full", "zeros", "ones", "zeros_like", "ones_like", "repeat",
+    "requires_grad_", "is_param_", "replace", "backward", "gradient", "shard", "unbind", "copy",
+}  # fmt: skip
+
+FILLING = {
+    "rand", "randn", "randint", "uniform", "normal", "scaled_uniform", "glorot_uniform", "kaiming_uniform",
+    "kaiming_normal", "zeros", "ones", "full", "arange", "eye", "empty", "linspace", "manual_seed", "tensor",
+    "zeros_like", "ones_like", "full_like", "rand_like", "randperm", "multinomial_", "from_blob", "randn_like",
+}  # fmt: skip
+"""Operations that make values from nothing: initial weights, ranges, constants."""
+
+
+# **** buffers ****
+
+
+def arguments(buffers: Sequence[UOp], frame: FrameType | None, origins: Origins) -> list[str]:
+    """What the user calls each of a graph's buffers, "" where he has no name for it.
+
+    Looks through the variables of the user's functions on the stack, innermost last so that the
+    outermost, longest-lived name wins, and into objects, lists and dictionaries they hold.
+    """
+    wanted = {b.src[0] if b.op is Ops.AFTER and b.src else b for b in buffers}
+    found: dict[UOp, str] = {}
+    scopes: list[dict[str, Any]] = []
+    while frame is not None:
+        if origins.kind(frame.f_code.co_filename) == "user":
+            scopes.append(frame.f_locals)
+            if frame.f_locals is not frame.f_globals:
+                scopes.append(frame.f_globals)
+        frame = frame.f_back
+    todo: deque[tuple[str, Any, int]] = deque()
+    seen: set[int] = set()
+    for scope in reversed(scopes):
+        if id(scope) not in seen:
+            seen.add(id(scope))
+            todo.extend((k, v, 0) for k, v in list(scope.items()) if not k.startswith("__"))
+    while todo and len(seen) < MOST_OBJECTS and len(found) < len(wanted):
+        name, value, depth = todo.popleft()
+        if isinstance(value, Tensor):
+            _name_tensor(name, value, wanted, found)
+        elif id(value) not in seen and depth < DEPTH:
+            seen.add(id(value))
+            todo.extend((n, v, depth + 1) for n, v in _inside(name, value))
+    result = []
+    for b in buffers:
+        base = b.src[0] if b.op is Ops.AFTER and b.src else b
+        result.append(found.get(base, ""))
+    return result
+
+
+# objects that hold no Tensors of the user's
+_CLOSED = (str, bytes, int, float, ModuleType, type, UOp, type(None))
+_FOREIGN = {"builtins", "numpy", "functools", "types", "tgx"}
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, each with the expression that reaches it."""
+    if isinstance(value, _CLOSED):
+        return
+    if isinstance(value, (list, tuple)):
+        yield from ((f"{name}[{i}]", v) for i, v in enumerate(value[:256]))
+    elif isinstance(value, dict):
+        for k, v in list(value.items())[:256]:
+            if isinstance(k, (str, int)):
+                yield f"{name}[{k!r}]", v
+    elif type(value).__module__.split(".")[0] not in _FOREIGN:
+        for k, v in list(getattr(value, "__dict__", {}).items()):
+            yield f"{name}.{k}", v
+
+
+def _name_tensor(name: str, tensor: Tensor, wanted: set[UOp], found: dict[UOp, str]) -> None:
+    for text, t in ((name, tensor), (f"∂{name}", tensor.grad)):
+        if t is None:
+            continue
+        node = t.uop
+        for _ in range(16):  # a view of a buffer, or a buffer after a store
+            if node in wanted:
+                found.setdefault(node, text)
+                break
+            if node.op is Ops.BUFFER or not node.src:
+                break
+            node = node.src[0]
+
+
+# **** kernels ****
+
+
+def operation(record: OriginRecord) -> str:
+    """One operation as a name: the layer's if it has one (``conv1``), else the method's."""
+    if record.phase == "forward" and record.label:
+        return record.label
+    return record.op
+
+
+def kernel(records: Sequence[OriginRecord], origins: Origins, writes: Iterable[str],
+           reads: Iterable[str], phase: str, kind: str, devices: str = "") -> str:
+    """A kernel's name: ``conv1 + bias + relu``, ``∂w2``, ``adam: w1``.
+
+    ``records`` are the origins of what it computes, in order; ``writes`` and ``reads`` the names of its buffers.
+    """
+    outputs = [w for w in writes if w]
+    if kind == "copy":
+        return f"copy {outputs[0]}" if outputs else f"copy {devices}".strip()
+    if phase == "optimizer":
+        label = next((r.label for r in records if r.label and r.phase == "optimizer"), "update")
+        target = ", ".join(outputs[:2])
+        return f"{label}: {target}" if target else label
+    if phase == "backward":
+        return _gradient(records, origins, outputs)
+    parts: list[str] = []
+    for r in records:
+        name = operation(r)
+        if r.op in QUIET and not (r.phase == "forward" and r.label):
+            continue
+        if name not in parts:
+            parts.append(name)
+        if r.label and r.op in ("linear", "conv2d") and name in parts:
+            bias = next((n for n in reads if n.endswith(f"{r.label}.bias")), "")
+            if bias and "bias" not in parts and _adds_bias(r):
+                parts.append("bias")
+    if not parts:
+        quiet = list(dict.fromkeys(r.op for r in records if r.op not in ("unknown", "tensor")))
+        parts = quiet or ["fill"]
+    text = " + ".join(_short(parts))
+    if phase == "data" and outputs:
+        return f"{text}: {outputs[0]}"
+    return text
+
+
+def _adds_bias(record: OriginRecord) -> bool:
+    return record.via[-1:] == ("add",) or "add" in record.via
+
+
+def _gradient(records: Sequence[OriginRecord], origins: Origins, outputs: list[str]) -> str:
+    """``∂w1`` where the output is a parameter's gradient, else what it is the gradient of."""
+    named = [o for o in outputs if o.startswith("∂")]
+    forward = []
+    for r in records:
+        if r.phase == "backward":
+            base = origins.records[r.forward]
+            name = operation(base)
+            if name not in forward and base.op not in QUIET:
+                forward.append(name)
+    if not forward:
+        forward = list(dict.fromkeys(operation(origins.records[r.forward])
+                                     for r in records if r.phase == "backward")) or ["gradient"]
+    through = " · ".join(f"∂{n}" for n in _short(forward))
+    if named:
+        return f"{named[0]} = {through}"
+    return through
+
+
+def _short(parts: list[str]) -> list[str]:
+    return parts if len(parts) <= 5 else [*parts[:2], "…", *parts[-2:]]

@@ -1,0 +1,349 @@
+"""Where a node of the Tensor graph comes from: the user's line and the operation he called.
+
+While a trace records, every new UOp of the Tensor graph carries a *mark* in its ``__dict__``: a tuple of
+origin numbers. An origin is one place on the call stack, interned by the whole stack of (code object,
+instruction), so recording one costs a walk over the frames and a dictionary look-up.
+
+The backward pass marks itself: tinygrad's `compute_gradient` copies metadata from a forward node to
+everything new in its gradient, so a stand-in for its `all_metadata` dictionary (`GradientMarks`) sees
+each pair of forward and gradient node at no cost of understanding the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+import os
+import sys
+import sysconfig
+from types import CodeType, FrameType
+from typing import Any
+
+MARK = "_tgx_mark"
+
+Marks = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One frame of a stack. Columns are 0-based and -1 where Python does not know them."""
+
+    path: str
+    line: int
+    function: str
+    column: int = -1
+    end_column: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginRecord:
+    """What `Origins` knows of an origin; `tgx.model.Origin` is made from it.
+
+    ``places`` are outermost first; ``user`` is the index of the innermost that is the user's own, or -1.
+    """
+
+    id: int
+    op: str
+    phase: str
+    via: tuple[str, ...]
+    places: tuple[Place, ...]
+    user: int
+    forward: int = -1
+    label: str = ""
+
+
+# Methods whose name is not what one would call the operation.
+SPOKEN = {
+    "__matmul__": "matmul", "__rmatmul__": "matmul", "__getitem__": "getitem",
+    "__setitem__": "setitem", "__truediv__": "div", "__rtruediv__": "div", "__invert__": "not",
+    "__init__": "tensor", "_buffer": "contiguous", "_data": "contiguous", "alu": "alu",
+    "_broadcasted": "broadcast", "_mop": "movement", "_rop": "reduce",
+}  # fmt: skip
+
+# Frames of tinygrad that are machinery, never the operation the user called.
+MACHINERY = {
+    "_wrapper", "_metadata_wrapper", "_apply_uop", "_wrap_uop", "__call__", "<lambda>", "<listcomp>",
+    "<genexpr>", "<dictcomp>", "wrapper", "wrapped", "inner", "__iter__", "decorator", "realize",
+}  # fmt: skip
+
+# Reading a value makes a copy or a cast first: those nodes are for moving data.
+READING = {"numpy", "item", "tolist", "data", "_data", "_buffer"}
+
+
+def spoken(name: str) -> str:
+    """A method's name as the operation it is: ``__radd__`` is ``add``."""
+    if name in SPOKEN:
+        return SPOKEN[name]
+    if name.startswith("__") and name.endswith("__"):
+        bare = name.strip("_")
+        return bare[1:] if bare[:1] in "ir" and bare[1:] in _ARITHMETIC else bare
+    return name.lstrip("_")
+
+
+_ARITHMETIC = {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or",
+               "xor", "lshift", "rshift"}  # fmt: skip
+
+
+class Origins:
+    """Interns call stacks. One per trace."""
+
+    def __init__(self) -> None:
+        import tinygrad
+
+        self.library = os.path.dirname(os.path.abspath(tinygrad.__file__)) + os.sep
+        self.ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+        paths = sysconfig.get_paths()
+        self.packages = tuple(p + os.sep for p in (paths["purelib"], paths["platlib"]))
+        self.standard = (paths["stdlib"] + os.sep, paths["platstdlib"] + os.sep)
+        self.records: list[OriginRecord] = []
+        self._stacks: dict[tuple[int, ...], int] = {}
+        self._gradients: dict[tuple[int, int], int] = {}
+        # codes are told apart by id, which only means something while they live
+        self._alive: dict[int, CodeType] = {}
+        self._positions: dict[int, list[tuple[Any, ...]]] = {}
+        self.unknown = self._new("unknown", "data", (), (), -1)
+
+    def _new(self, op: str, phase: str, via: tuple[str, ...], places: tuple[Place, ...],
+             user: int, forward: int = -1, label: str = "") -> int:
+        self.records.append(
+            OriginRecord(len(self.records), op, phase, via, places, user, forward, label))
+        return len(self.records) - 1
+
+    def kind(self, path: str) -> str:
+        """Whose code a file is: "library" (tinygrad), "user", or "other" (Python's own, ours)."""
+        if path.startswith(self.library):
+            return "library"
+        if path.startswith(self.ours) or path.startswith("<frozen"):
+            return "other"
+        if path.startswith(self.standard) and not path.startswith(self.packages):
+            return "other"
+        return "user"
+
+    def here(self, depth: int = 1) -> int:
+        """The origin of the calling stack."""
+        key: list[int] = []
+        frame: FrameType | None = sys._getframe(depth)
+        top = frame
+        while frame is not None:
+            key.append(id(frame.f_code))
+            key.append(frame.f_lasti)
+            frame = frame.f_back
+        found = self._stacks.get(stack := tuple(key))
+        if found is None:
+            found = self._stacks[stack] = self._intern(top)
+        return found
+
+    def _intern(self, frame: FrameType | None) -> int:
+        frames: list[FrameType] = []
+        while frame is not None:
+            self._alive[id(frame.f_code)] = frame.f_code
+            frames.append(frame)
+            frame = frame.f_back
+        frames.reverse()
+        kinds = [self.kind(f.f_code.co_filename) for f in frames]
+        # the launcher's frames (runpy, tgx, pytest's importers) come before the user's first one
+        first = next((i for i, k in enumerate(kinds) if k in ("user", "library")), 0)
+        frames, kinds = frames[first:], kinds[first:]
+        keep = [i for i, k in enumerate(kinds) if k != "other"]
+        frames, kinds = [frames[i] for i in keep], [kinds[i] for i in keep]
+        user = max((i for i, k in enumerate(kinds) if k == "user"), default=-1)
+        inside = frames[user + 1:]
+        op, via, phase, label = self._operation(inside)
+        places = tuple(self.place(f) for f in frames)
+        return self._new(op, phase, via, places, user, label=label)
+
+    def place(self, frame: FrameType) -> Place:
+        """Where a frame stands, with the columns of the expression it is in."""
+        code = frame.f_code
+        if id(code) not in self._positions:
+            self._alive[id(code)] = code
+            self._positions[id(code)] = list(code.co_positions())
+        spots = self._positions[id(code)]
+        at = frame.f_lasti // 2
+        line, end_line, column, end = spots[at] if at < len(spots) else (None,) * 4
+        if line is None or line != end_line or column is None or end is None:
+            column = end = -1
+        return Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
+
+    def _operation(self, inside: list[FrameType]) -> tuple[str, tuple[str, ...], str, str]:
+        """(operation, chain of methods, phase, label) from the library's frames below the user's."""
+        chain: list[str] = []
+        phase, label = "forward", ""
+        for f in inside:
+            path, name = f.f_code.co_filename[len(self.library):], f.f_code.co_name
+            path = path.replace(os.sep, "/")
+            if path == "nn/optim.py":
+                phase, label = "optimizer", _optimizer_name(f) or label
+            elif path == "tensor.py" or path.startswith("mixin/"):
+                if name not in MACHINERY and (not chain or chain[-1] != spoken(name)):
+                    chain.append(spoken(name))
+            elif path == "nn/__init__.py" and name == "__call__":
+                chain.append(f.f_code.co_qualname.split(".")[0].lower())
+                label = _called_name(f.f_back) or label
+        names = {f.f_code.co_name for f in inside}
+        if names & READING and not chain[1:2] == ["cast"]:
+            phase = "data" if phase == "forward" else phase
+        chain = [c for c in chain if c != "__new__"] or ["tensor"]
+        return chain[0], tuple(chain), phase, label
+
+    def gradient(self, forward: int, asked: int) -> int:
+        """The origin of the gradient of ``forward``, computed because of the origin ``asked``."""
+        found = self._gradients.get((forward, asked))
+        if found is None:
+            f, a = self.records[forward], self.records[asked]
+            found = self._new(f.op, "backward", f.via, a.places, a.user, forward, f.label)
+            self._gradients[forward, asked] = found
+        return found
+
+    def line(self, origin: int) -> tuple[str, int] | None:
+        """(path, line) of the user's own innermost frame."""
+        record = self.records[origin]
+        if record.user < 0:
+            return None
+        place = record.places[record.user]
+        return place.path, place.line
+
+
+def _optimizer_name(frame: FrameType) -> str:
+    """``adam``, ``sgd``…: tinygrad builds them all from two classes and their settings."""
+    me = frame.f_locals.get("self")
+    if me is None:
+        return ""
+    kind = type(me).__name__
+    if kind == "LAMB":
+        return ("adamw" if getattr(me, "wd", 0) else "adam") if getattr(me, "adam", 0) else "lamb"
+    if kind == "LARS":
+        if getattr(me, "ns_coefficients", None):
+            return "muon"
+        return "sgd" if getattr(me, "tcoef", 1) == 0 else "lars"
+    return kind.lower() if kind != "Optimizer" else ""
+
+
+def _called_name(frame: FrameType | None) -> str:
+    """What the caller calls the thing it calls: ``conv1`` where the line says ``self.conv1(x)``."""
+    if frame is None:
+        return ""
+    code = frame.f_code
+    spots = list(code.co_positions())
+    at = frame.f_lasti // 2
+    line, end_line, column, end = spots[at] if at < len(spots) else (None,) * 4
+    if line is None or line != end_line or column is None or end is None:
+        return ""
+    text = linecache.getline(code.co_filename, line)
+    # columns count bytes
+    expression = text.encode()[column:end].decode("utf-8", "replace")
+    name, _, _ = expression.partition("(")
+    name = name.strip().removeprefix("self.")
+    parts = name.split(".")
+    if all(_is_name(p) for p in parts) and name:
+        return ".".join(parts[-2:]) if len(parts) > 1 else name
+    return ""
+
+
+def _is_name(part: str) -> bool:
+    bare, _, index = part.partition("[")
+    return bare.isidentifier() and (not index or index.endswith("]"))
+
+
+# **** marking ****
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """Stands among tinygrad's own Metadata during a backward pass: it has to have this field."""
+
+    marks: Marks
+    backward: bool = False
+
+
+class GradientMarks:
+    """A stand-in for `all_metadata` in `compute_gradient`, which asks it for the metadata of each forward
+    node and sets that of each gradient node. Tinygrad's own entries go on to the real dictionary."""
+
+    def __init__(self, real: Any, marker: Marker) -> None:
+        self.real, self.marker = real, marker
+        self.asked: tuple[FrameType, int] | None = None
+
+    def get(self, node: Any, default: Any = ()) -> Any:
+        marks = node.__dict__.get(MARK)
+        found = self.real.get(node, default)
+        return found if marks is None else (*(found or ()), Metadata(marks))
+
+    def __setitem__(self, node: Any, value: tuple[Any, ...]) -> None:
+        ours = [v for v in value if isinstance(v, Metadata)]
+        self.real[node] = tuple(v for v in value if not isinstance(v, Metadata))
+        if MARK in node.__dict__:
+            return
+        frame = sys._getframe(1)
+        if self.asked is None or self.asked[0] is not frame:
+            self.asked = frame, self.marker.origins.here(2)
+        for v in ours:
+            if v.backward:
+                origins = self.marker.origins
+                node.__dict__[MARK] = tuple(origins.gradient(m, self.asked[1]) for m in v.marks)
+                return
+
+
+class Marker:
+    """Marks the UOps that Tensor methods make."""
+
+    def __init__(self) -> None:
+        self.origins = Origins()
+
+    def mark(self, node: Any, depth: int = 2, known: tuple[Any, ...] = ()) -> None:
+        """Everything new below ``node`` comes from the calling line.
+
+        A node that has a mark was made by another line as well: the same computation written twice is one
+        node. It then has both, unless it is only passed through (one of ``known``).
+        """
+        marks = node.__dict__.get(MARK)
+        if marks is None:
+            self._mark_new(node, self.origins.here(depth + 1))
+        elif node.op.name in COMPUTES and not any(node is k for k in known):
+            origin = self.origins.here(depth + 1)
+            if origin not in marks and len(marks) < 4 and self._distinct(marks, origin):
+                node.__dict__[MARK] = (*marks, origin)
+
+    def _distinct(self, marks: Marks, origin: int) -> bool:
+        """Whether a second mark says something new: wrapping a gradient in a Tensor does not."""
+        records = self.origins.records
+        new = records[origin]
+        for m in marks:
+            old = records[m]
+            if old.phase == "backward" or new.op == "tensor":
+                return False
+            if old.user >= 0 and new.user >= 0:
+                a, b = old.places[old.user], new.places[new.user]
+                if (a.path, a.line) == (b.path, b.line):
+                    return False
+        return True
+
+    def _mark_new(self, node: Any, origin: int) -> None:
+        todo = [node]
+        while todo:
+            n = todo.pop()
+            d = n.__dict__
+            if MARK in d:
+                continue
+            # gradients that meet are added without metadata: the sum belongs to what it adds
+            inherited = self._from_gradients(n)
+            d[MARK] = inherited or (origin,)
+            todo.extend(n.src)
+
+    def _from_gradients(self, node: Any) -> Marks:
+        records = self.origins.records
+        marks: list[int] = []
+        if node.op.name == "ADD":
+            for s in node.src:
+                for m in s.__dict__.get(MARK, ()):
+                    if records[m].phase == "backward" and m not in marks:
+                        marks.append(m)
+        return tuple(marks[:4])
+
+
+COMPUTES = {
+    "CAST", "BITCAST", "EXP2", "LOG2", "SIN", "SQRT", "RECIPROCAL", "NEG", "TRUNC", "ADD", "MUL", "SHL",
+    "SHR", "CDIV", "MAX", "CMOD", "CMPLT", "CMPNE", "CMPEQ", "XOR", "OR", "AND", "THREEFRY", "SUB", "FDIV",
+    "POW", "FLOORDIV", "FLOORMOD", "WHERE", "MULACC", "REDUCE", "WMMA", "ALLREDUCE",
+}  # fmt: skip
+"""Ops that compute something: the ones whose lines a kernel is made of."""
