@@ -16,6 +16,8 @@
 ;     192  i64 sleeping   workers asleep, or about to be
 ;     200  i64 stop       set to make workers return
 ;     208  i64 spin       how many times a worker looks for work before it falls asleep
+;     216  i64 alone      how many of the next jobs the caller does by itself, see run_shared
+;     224  i64 backoff    what `alone` is set to when the workers are late again
 ;     256  pthread_mutex_t, room for 128 bytes
 ;     384  pthread_cond_t, room for 128 bytes
 ;
@@ -29,8 +31,9 @@ declare i32 @pthread_mutex_lock(ptr)
 declare i32 @pthread_mutex_unlock(ptr)
 declare i32 @pthread_cond_wait(ptr, ptr)
 declare i32 @pthread_cond_broadcast(ptr)
-declare i32 @sched_yield()
 declare i32 @clock_gettime(i32, ptr)
+declare i64 @llvm.umax.i64(i64, i64)
+declare i64 @llvm.umin.i64(i64, i64)
 declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)
 {declare_pause}
 
@@ -139,10 +142,17 @@ out:
 }
 
 ; Offers a job to the pool, works on it, and returns when all of it is done.
+;
+; On a busy machine a worker may lose its CPU in the middle of a chunk, and the caller then waits for
+; it: two threads are slower than one. So the caller watches how long it waits after its own last
+; chunk. More than two chunks' time (and 50 us) is late: the next jobs are done alone, 16 of them,
+; then 32, up to 4096; workers that are in time again are trusted twice as soon.
 define internal void @run_shared(ptr %pool, ptr %kernel, ptr %args, i64 %chunks) nounwind {
 entry:
   %done = getelementptr i8, ptr %pool, i64 64
   %slots = getelementptr i8, ptr %pool, i64 128
+  %alone = getelementptr i8, ptr %pool, i64 216
+  %backoff = getelementptr i8, ptr %pool, i64 224
   %old = load atomic i64, ptr %pool monotonic, align 8
   %number = lshr i64 %old, 32
   %number.next = add i64 %number, 1
@@ -157,25 +167,38 @@ entry:
   %fresh = shl i64 %number.next, 32
   store atomic i64 %fresh, ptr %pool seq_cst, align 8
   call void @tgx_wake(ptr %pool)
+  %t0 = call i64 @tgx_clock()
   %ran = call i64 @take_chunks(ptr %pool)
+  %t1 = call i64 @tgx_clock()
   br label %wait
 wait:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %again ]
   %finished = load atomic i64, ptr %done acquire, align 8
   %all = icmp uge i64 %finished, %chunks
-  br i1 %all, label %out, label %pause
+  br i1 %all, label %judge, label %pause
 pause:
   {pause}
-  %i.next = add i64 %i, 1
-  %turn = and i64 %i.next, 1023
-  %long = icmp eq i64 %turn, 0
-  br i1 %long, label %yield, label %again
-yield:                                            ; the worker may be waiting for this very CPU
-  %y = call i32 @sched_yield()
-  br label %again
-again:
   br label %wait
-out:
+judge:
+  %t2 = call i64 @tgx_clock()
+  %waited = sub i64 %t2, %t1
+  %worked = sub i64 %t1, %t0
+  %some = call i64 @llvm.umax.i64(i64 %ran, i64 1)
+  %a.chunk = udiv i64 %worked, %some
+  %two = shl i64 %a.chunk, 1
+  %limit = add i64 %two, 50000
+  %late = icmp ugt i64 %waited, %limit
+  %b = load i64, ptr %backoff, align 8
+  br i1 %late, label %distrust, label %trust
+distrust:
+  %b2 = shl i64 %b, 1
+  %b16 = call i64 @llvm.umax.i64(i64 %b2, i64 16)
+  %b.more = call i64 @llvm.umin.i64(i64 %b16, i64 4096)
+  store i64 %b.more, ptr %backoff, align 8
+  store i64 %b.more, ptr %alone, align 8
+  ret void
+trust:
+  %b.less = lshr i64 %b, 1
+  store i64 %b.less, ptr %backoff, align 8
   ret void
 }
 
@@ -215,9 +238,18 @@ job:
   %chunks = load i64, ptr %chunks.at, align 8
   %one = icmp ule i64 %chunks, 1
   %here = or i1 %one, %alone
-  br i1 %here, label %serial, label %shared
+  br i1 %here, label %serial, label %ask
+ask:
+  %left.at = getelementptr i8, ptr %pool, i64 216
+  %left = load i64, ptr %left.at, align 8
+  %trusted = icmp eq i64 %left, 0
+  br i1 %trusted, label %shared, label %spare
+spare:
+  %left.less = sub i64 %left, 1
+  store i64 %left.less, ptr %left.at, align 8
+  br label %serial
 serial:
-  %c = phi i64 [ 0, %job ], [ %c.next, %serial ]
+  %c = phi i64 [ 0, %job ], [ 0, %spare ], [ %c.next, %serial ]
   call void %kernel(ptr %args, i64 %c)
   %c.next = add i64 %c, 1
   %again = icmp ult i64 %c.next, %chunks
