@@ -36,8 +36,8 @@ PAGE = """# The device, in an afternoon
 TGX turns a kernel of tinygrad's into machine code and runs it. This page follows one kernel all
 the way; every block below is what the code prints (`python -m tgx.devices.walk`).
 
-| file | what it is | lines |
-|---|---|---|
+| file | what it is |
+|---|---|
 {files}
 
 Read them in this order. The kernel:
@@ -227,9 +227,7 @@ def hot_loop(assembly: str, most: int = 30) -> str:
 
 
 def page() -> str:
-    here = Path(__file__).parent
-    rows = [f"| [{name}]({name}) | {what} | {len((here / name).read_text().splitlines())} |"
-            for name, what in FILES.items()]
+    rows = [f"| [{name}]({name}) | {what} |" for name, what in FILES.items()]
     return PAGE.format(files="\n".join(rows), **vars(stages()))
 
 
