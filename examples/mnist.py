@@ -26,7 +26,7 @@ EVERY = 10  # steps between two readings of loss and accuracy
 TEST_BATCH = 500
 
 
-# ---- models: 28 x 28 bytes in, ten scores out --------------------------------------------------
+# ---- models: 28 x 28 numbers from 0 to 1 in, ten scores out ------------------------------------
 # The scores are logits: no softmax at the end. The loss takes its logarithm together with the
 # softmax, which stays finite; log(softmax(x)) becomes NaN as soon as one probability rounds to 0.
 # nn.Linear and nn.Conv2d start with weights in +-1/sqrt(fan in), fan in being the number of inputs
@@ -41,7 +41,7 @@ class MLP:
         self.layer3 = nn.Linear(128, 10)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.flatten(1).float() / 255
+        x = images.flatten(1)                # [batch, 784]
         x = self.layer1(x).relu()
         x = self.layer2(x).relu()
         return self.layer3(x)
@@ -59,11 +59,16 @@ class CNN:
         self.fc2 = nn.Linear(128, 10)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.unsqueeze(1).float() / 255                # [batch,  1, 28, 28]
+        x = images.unsqueeze(1)                              # [batch,  1, 28, 28]
         x = self.norm1(self.conv1(x)).relu().max_pool2d()    # [batch, 32, 14, 14]
         x = self.norm2(self.conv2(x)).relu().max_pool2d()    # [batch, 64,  7,  7]
         x = self.fc1(x.flatten(1)).relu()
         return self.fc2(x)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Bytes as numbers from 0 to 1, computed once and not in each kernel that reads them."""
+    return (images.float() / 255).contiguous()
 
 
 MODELS = {"mlp": MLP, "cnn": CNN}
@@ -94,35 +99,31 @@ def shuffled(rng: np.random.Generator, samples: int, batch: int) -> np.ndarray:
     samples: every step then has one shape, and compiles once.
     """
     steps = math.ceil(samples / batch)
-    return np.resize(rng.permutation(samples).astype(np.int32), (steps, batch))
+    return np.resize(rng.permutation(samples), (steps, batch))
 
 
 class Trainer:
-    """Runs epochs of jitted steps over training data that stays on the device.
+    """Runs epochs of jitted steps over data that is shuffled and sent to the device once an epoch.
 
-    A step is told only its number. It takes its rows of the shuffled order, gathers their images,
-    learns, lowers the learning rate along a straight line to zero, and adds loss and hits to
-    `totals`: all on the device, so that Python waits for a result once in EVERY steps only.
+    A step is told only its number. It takes that batch, learns, lowers the learning rate along a
+    straight line to zero, and adds loss and hits to `totals`: all on the device, so that Python
+    waits for a result once in EVERY steps only.
     """
 
     def __init__(self, model, digits: Digits, batch: int, lr: float, epochs: int, seed: int):
-        self.samples = len(digits.train_images)
+        self.images, self.labels = digits.train_images, digits.train_labels
+        self.samples = len(self.images)
         self.batch = min(batch, self.samples)
         self.steps = math.ceil(self.samples / self.batch)  # an epoch
         self.rng = np.random.default_rng(seed)
-        self.number = Variable("number", 0, max(self.steps - 1, 1))
         self.totals = Tensor.zeros(2).contiguous().realize()
-
-        images = Tensor(digits.train_images).realize()
-        labels = Tensor(digits.train_labels).realize()
         optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
         decay = lr / (epochs * self.steps)
 
         @TinyJit
         @Context(TRAINING=1)
-        def step(order: Tensor, number: Variable) -> None:
-            rows = order[number]
-            loss, right, updates = learn(model, optimizer, images[rows], labels[rows])
+        def step(images: Tensor, labels: Tensor, number: Variable) -> None:
+            loss, right, updates = learn(model, optimizer, pixels(images[number]), labels[number])
             self.totals.assign(self.totals + Tensor.stack(loss, right.float()))
             optimizer.lr.assign(optimizer.lr - decay)
             Tensor.realize(self.totals, optimizer.lr, *updates)
@@ -131,11 +132,13 @@ class Trainer:
 
     def epoch(self, stop: Stop):
         """Runs one; every few steps yields (steps, mean loss, accuracy, seconds a step) of them."""
-        order = Tensor(shuffled(self.rng, self.samples, self.batch)).realize()
-        self.totals.assign(Tensor.zeros(2)).realize()
         before, since, start = np.zeros(2), 0, time.perf_counter()
+        order = shuffled(self.rng, self.samples, self.batch)
+        images, labels = Tensor(self.images[order]).realize(), Tensor(self.labels[order]).realize()
+        number = Variable("number", 0, max(self.steps - 1, 1))
+        self.totals.assign(Tensor.zeros(2)).realize()
         for done in range(1, self.steps + 1):
-            self.step(order, self.number.bind(done - 1))
+            self.step(images, labels, number.bind(done - 1))
             if done % EVERY and done < self.steps and not stop.asked:
                 continue
             totals, now = self.totals.numpy(), time.perf_counter()
@@ -166,7 +169,7 @@ def evaluator(model, digits: Digits):
 
     @TinyJit
     def score(piece: Variable) -> Tensor:
-        logits, expected = model(images[piece]), labels[piece]
+        logits, expected = model(pixels(images[piece])), labels[piece]
         right = (logits.argmax(axis=1) == expected).sum().float()
         return Tensor.stack(logits.sparse_categorical_crossentropy(
             expected, ignore_index=-1, reduction="sum"), right)
@@ -186,7 +189,8 @@ def tgx_models():
     `step(*make_inputs(batch))` returns the tensors to realize, and may be wrapped in TinyJit.
     """
     def inputs(batch: int) -> tuple[Tensor]:
-        return (Tensor(np.arange(batch * 784, dtype=np.uint8).reshape(batch, 28, 28)).realize(),)
+        return (pixels(Tensor(np.arange(batch * 784, dtype=np.uint8).reshape(batch, 28, 28))
+                       ).realize(),)
 
     def labelled(batch: int) -> tuple[Tensor, Tensor]:
         return *inputs(batch), Tensor((np.arange(batch) % 10).astype(np.uint8)).realize()
@@ -222,7 +226,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=number(int), help="default: 5 (mlp), 3 (cnn)")
     parser.add_argument("--batch", type=number(int), default=64, help="default: 64")
     parser.add_argument("--lr", type=number(float), help="first learning rate; falls to 0")
-    parser.add_argument("--seed", type=number(int, -1), default=0, help="of the weights and the shuffling")
+    parser.add_argument("--seed", type=number(int, -1), default=0, help="of weights and shuffling")
     parser.add_argument("--data", type=Path, metavar="DIR", help="idx files: plain, gz or xz")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep weights, metrics and curves")
     parser.add_argument("--limit", type=number(int), metavar="N", help="the first N samples only")
@@ -264,9 +268,8 @@ def train(args: argparse.Namespace, console, stop: Stop) -> int:
                 report.read(steps, loss, accuracy, seconds)
                 bar.update(task, description=f"epoch {epoch}/{args.epochs}", advance=steps,
                            now=f"loss {loss:.4f}  accuracy {accuracy:.1%}")
-            if stop.asked:  # save first what cannot be had again; Ctrl-C may cut the test short
-                if not save(folder()):
-                    console.print(f"the weights so far are in {folder()}", soft_wrap=True)
+            if stop.asked and not save(folder()):  # first what another Ctrl-C must not cost
+                console.print(f"the weights so far are in {folder()}", soft_wrap=True)
             report.tested(*evaluate())
             console.print(report.line(), highlight=False)
             stopping, home = stop.asked, folder()
