@@ -56,6 +56,7 @@ WALLS = {
     # runs the same programs on tinygrad and on its peers, each in a process of its own
     "tgx/bench/": room("settings adapter devices __version__", "tinygrad llvmlite numpy torch jax"),
     "tgx/__init__.py": room("adapter"),
+    "tgx/recording.py": room("adapter codec model settings views"),
     "tgx/__main__.py": room("cli"),
     "tgx/cli.py": room(ALL, "rich"),
     "devices/": room("settings kernels adapter __version__", "tinygrad llvmlite numpy"),

@@ -16,9 +16,10 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 PUBLIC: dict[str, str] = {
     "TgxError": "tgx.errors",
+    "trace": "tgx.recording",
 }
 
-__all__ = ["TgxError", "__version__"]
+__all__ = ["TgxError", "__version__", "trace"]
 
 
 def __getattr__(name: str) -> object:

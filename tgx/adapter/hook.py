@@ -32,6 +32,7 @@ PATCHES = {
     "tinygrad.tensor": "tgx.adapter.patches:read_back_without_cpu",
     "tinygrad.nn.state": "tgx.adapter.patches:unzip_without_cpu",
     "tinygrad.runtime.support.compiler_cpu": "tgx.adapter.patches:explain_missing_clang",
+    "tinygrad": "tgx.recording:start_from_environment",  # only where TGX_TRACE is set
 }
 
 OPS = "tinygrad.runtime.ops_"
@@ -75,15 +76,14 @@ class Finder:
             from tgx import settings
 
             settings.adopt_device()
+            if settings.trace_dir():
+                return self.patched(name, path, target)
         elif name == OPS + "tgx":
             from importlib.machinery import ModuleSpec
 
             return ModuleSpec(name, AliasLoader())  # type: ignore[arg-type]
         elif name in PATCHES:
-            spec = self.ask_others(name, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader = PatchingLoader(spec.loader)  # type: ignore[assignment]
-            return spec
+            return self.patched(name, path, target)
         elif name.startswith(OPS):
             spec = self.ask_others(name, path, target)
             if spec is None:
@@ -92,6 +92,15 @@ class Finder:
                 raise unknown_device(name.removeprefix(OPS))
             return spec
         return None
+
+    def patched(
+        self, name: str, path: "Sequence[str] | None", target: "ModuleType | None"
+    ) -> "ModuleSpec | None":
+        """A module of PATCHES: found as ever, patched once it has been executed."""
+        spec = self.ask_others(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = PatchingLoader(spec.loader)  # type: ignore[assignment]
+        return spec
 
     def ask_others(
         self, name: str, path: "Sequence[str] | None", target: "ModuleType | None"
