@@ -21,6 +21,7 @@ INSTALL = "python -m pip install 'tinygrad>=0.14,<0.15'"
 
 # module -> {name: the function's parameters, or "" where only the name is needed}
 NEEDS = {
+    "tinygrad": {"Tensor": "", "Device": "", "TinyJit": ""},
     "tinygrad.device": {
         "ALL_DEVICES": "",
         "Device.DEFAULT": "",
