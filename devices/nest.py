@@ -232,6 +232,8 @@ def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
             todo.append((x.src[0], scale * int(x.src[1].val)))
         elif x.op is Ops.MUL and x.src[0].op is Ops.CONST:
             todo.append((x.src[1], scale * int(x.src[0].val)))
+        elif not ranges(x):
+            const += scale * int(evaluate(x, {}))
         else:
             rest.append(x if scale == 1 else x * scale)
     return const, coefs, rest
@@ -239,7 +241,7 @@ def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
 
 def conjuncts(u: UOp) -> list[UOp]:
     """The parts of a & b & c, without constants that are true."""
-    parts = [p for p in u.split_uop(Ops.AND) if not (p.op is Ops.CONST and p.val)]
+    parts = [p for p in u.split_uop(Ops.AND) if ranges(p) or not evaluate(p, {})]
     return list(dict.fromkeys(parts))
 
 
@@ -383,7 +385,7 @@ def simplify(kernel: Kernel) -> Kernel:
     for red in kernel.reductions:
         gates = list(dict.fromkeys(zero_gates(red.src[0]))) if red.arg[0] is Ops.ADD else []
         for group in tie(ranges(g) for g in gates):
-            group.valid = group.table([g for g in gates if ranges(g)[0] in group.axes])
+            group.valid = group.table([g for g in gates if ranges(g) and ranges(g)[0] in group.axes])
             valid = group.valid.reshape(group.shape)
             for i, r in enumerate(group.axes):
                 if r not in red.src[1:]:
@@ -406,6 +408,43 @@ def simplify(kernel: Kernel) -> Kernel:
 def pair_table(valid: np.ndarray, i: int, j: int, others: tuple[int, ...]) -> np.ndarray:
     both = valid.any(others) if others else valid
     return both if i < j else both.T
+
+
+def unwrap(kernel: Kernel) -> Kernel:
+    """Drop a // or % that never wraps where its access is valid (`% size of the buffer`, often).
+
+    The dividend is a sum over groups of ranges, so its extremes over the valid points are exact."""
+    table: dict[UOp, UOp] = {}
+    for x in UOp.sink(kernel.index, kernel.value).toposort():
+        if x.op is not Ops.INDEX or not is_index(x.src[1]):
+            continue
+        idx, valid = x.src[1].get_idx(), x.src[1].get_valid()
+        wraps = [m for m in idx.toposort() if m.op in (Ops.FLOORDIV, Ops.FLOORMOD)
+                 and m.src[1].op is Ops.CONST and m.src[1].val > 0]
+        if not wraps:
+            continue
+        gates = [g for g in conjuncts(valid) if ranges(g)]
+        groups = tie(ranges(g) for g in gates)
+        inner: dict[UOp, UOp] = {}
+        for m in wraps:
+            low, coefs, rest = split_terms(m.src[0])
+            high, size = low, int(m.src[1].val)
+            if rest:
+                continue
+            for group in groups:
+                points = group.table([g for g in gates if ranges(g)[0] in group.axes])
+                part = sum(coefs.pop(r, 0) * group.env[r] for r in group.axes)[points]
+                if not len(part):
+                    raise Miss("an access has no valid point")
+                low, high = low + int(part.min()), high + int(part.max())
+            low += sum(min(0, c * int(r.vmax)) for r, c in coefs.items())
+            high += sum(max(0, c * int(r.vmax)) for r, c in coefs.items())
+            if (q := low // size) == high // size:
+                inner[m] = UOp.const(q, dtypes.weakint) if m.op is Ops.FLOORDIV else m.src[0] + (-q * size)
+        if inner:
+            idx = idx.substitute(inner)
+            table[x] = x.replace(src=(x.src[0], idx.valid(valid) if gates else idx))
+    return kernel.substitute(table) if table else kernel
 
 
 def residues(table: np.ndarray) -> tuple[int, int, int, bool] | None:
@@ -511,7 +550,7 @@ class Builder:
             if mine := self.within(group, gates):
                 if not (table := group.table(mine)).all():
                     out.append(self.mask(group, table, inside))
-        if any(not ranges(g) and not g.val for g in gates if g.op is Ops.CONST):
+        if any(not ranges(g) for g in gates):
             raise Miss("a gate is never true")
         return tuple(out)
 
@@ -522,10 +561,12 @@ class Builder:
         if buf.dtype not in DTYPES:
             raise Miss(f"dtype {buf.dtype.name}")
         gates = conjuncts(where.get_valid())
+        if any(not ranges(g) for g in gates):
+            raise Miss("a gate is never true")
         const, coefs, rest = split_terms(where.get_idx())
         bent: set[int] = set()
         for gi, group in enumerate(self.groups):
-            if terms := [t for t in rest if ranges(t)[0] in group.axes]:
+            if terms := [t for t in rest if ranges(t) and ranges(t)[0] in group.axes]:
                 points = group.table(self.within(group, gates)) & (group.valid if inside else True)
                 if not points.any():
                     raise Miss("an access has no valid point")
@@ -645,7 +686,7 @@ def kernel_of(ast: UOp) -> Kernel:
 
 def recover(ast: UOp) -> Nest:
     """The Nest of a kernel's AST. Raises Miss, with the reason, for what it cannot prove."""
-    kernel = simplify(kernel_of(ast))
+    kernel = simplify(unwrap(kernel_of(ast)))
     if any(x.op in (Ops.EXP2, Ops.LOG2, Ops.SIN) for x in kernel.value.toposort()):
         # exp2, log2 and sin as polynomials: ordinary arithmetic, so vectors of any width
         kernel = replace(kernel, value=graph_rewrite(
