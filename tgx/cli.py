@@ -105,6 +105,108 @@ def do_doctor(options: Options) -> int:
     return 1 if broken else 0
 
 
+# **************** bench ****************
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases named like this")
+    parser.add_argument("--all", action="store_true", help="the large networks too")
+    parser.add_argument("--quick", action="store_true", help="few cases, short turns: a first look")
+    parser.add_argument("--list", action="store_true", help="name the cases, measure nothing")
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contender in a case")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all CPUs")
+    parser.add_argument(
+        "--contenders", default="", metavar="NAMES", help="tgx,stock,torch,jax: some of these"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="MNIST's idx files, for the epoch")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there")
+    add_json(parser)
+
+
+def do_bench(options: Options) -> int:
+    from dataclasses import replace
+
+    from tgx.bench.cases import choose
+    from tgx.bench.driver import CONTENDERS, NORMAL, QUICK, bench
+    from tgx.bench.report import tables
+    from tgx.errors import BadInput
+
+    cases = choose(options.only, options.quick, options.all)
+    if not cases:
+        raise BadInput(f"--only {options.only}", "a case's name or part", "tgx bench --list")
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    wanted = options.contenders.lower().split(",") if options.contenders else []
+    if strangers := set(wanted) - {c.role for c in CONTENDERS}:
+        raise BadInput(f"--contenders {','.join(strangers)}", "tgx, stock, torch or jax")
+    pace = QUICK if options.quick else NORMAL
+    if options.rounds:
+        pace = replace(pace, rounds=options.rounds, starts=options.rounds)
+    report = bench(
+        cases,
+        tuple(c for c in CONTENDERS if not wanted or c.role in wanted),
+        options.threads,
+        pace,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        data=options.data,
+    )
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    if options.json:
+        print_json(report)
+    else:
+        print(f"{report['cpu']}, {report['threads']} threads")
+        for contender in report["contenders"]:
+            told = contender["what"] or f"not measured: {contender['missing'] or 'no case for it'}"
+            print(f"  {contender['name']}: {told}")
+        for title, heads, rows in tables(report):
+            if rows:
+                print(f"\n{title}")
+                print_table(heads, rows)
+        for note in report["notes"]:
+            print(f"\nnote: {note}")
+    return 0 if all(case["agree"] for case in report["cases"]) else 1
+
+
+# **************** trace ****************
+
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", default="", metavar="DIR", help="default: SCRIPT.trace")
+    parser.add_argument(
+        "--level",
+        choices=("kernels", "full"),
+        default="kernels",
+        help="full: also every rewrite, and the origin of every UOp of every kernel",
+    )
+    add_script(parser)
+
+
+def do_trace(options: Options) -> int:
+    from tgx import recording
+    from tgx.adapter.capture import Session
+
+    words = options.module or options.script
+    if not words:
+        raise SystemExit("tgx: which script? For example: " + COMMANDS["trace"].example)
+    folder = Path(options.output or Path(words[0]).stem + ".trace").resolve()
+    program = words[0] if not options.module else f"-m {words[0]}"
+    session = Session(folder, options.level, program, tuple(words[1:])).start()
+    failure: BaseException | None = None
+    try:
+        run_script(options)
+    except BaseException as error:  # also exit() and an interrupt: they end the program as well
+        failure = error
+        raise
+    finally:
+        recording.stop(session, failure)
+        problems = recording.write_views(session.trace(), folder)
+        # the script's own output is stdout's
+        print(f"tgx: trace in {folder}", *problems, sep="\n  ", file=sys.stderr)
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a script with TGX as its device (unless DEV or DEVICE says otherwise)",
@@ -112,6 +214,19 @@ COMMANDS: dict[str, Command] = {
         add_run,
         do_run,
         runs_script=True,
+    ),
+    "trace": Command(
+        "run a script and record what tinygrad's scheduler did to it, and why",
+        "tgx trace -o run --level full train.py --epochs 2",
+        add_trace,
+        do_trace,
+        runs_script=True,
+    ),
+    "bench": Command(
+        "TGX beside stock tinygrad, PyTorch and JAX, in one run",
+        "tgx bench --quick --only mlp -o bench.json",
+        add_bench,
+        do_bench,
     ),
     "devices": Command(
         "what devices there are, and which work here",

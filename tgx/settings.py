@@ -7,6 +7,7 @@ any time. tinygrad's own variables, but for the choice of device, are read throu
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 # name -> what it does. `tgx doctor` prints the ones that are set, and warns of a TGX_ name that is
 # not here: `TGX_CHEK=1` should not pass silently.
@@ -91,3 +92,18 @@ def strangers() -> list[str]:
 def given() -> dict[str, str]:
     """The variables of the table that are set, for `tgx doctor`."""
     return {name: text(name) for name in VARIABLES if text(name)}
+
+
+def child_environment(
+    changes: Mapping[str, str | None], python_path: str = ""
+) -> dict[str, str]:
+    """This process's environment with `changes` made; None removes a variable.
+
+    `python_path` is added to the folders that the child's Python imports from.
+    """
+    made = {name: value for name, value in os.environ.items() if name not in changes}
+    made |= {name: value for name, value in changes.items() if value is not None}
+    if python_path:
+        folders = filter(None, [python_path, made.get("PYTHONPATH", "")])
+        made["PYTHONPATH"] = os.pathsep.join(folders)
+    return made
