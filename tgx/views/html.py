@@ -1,0 +1,269 @@
+"""The view `html`: the explorer's page, one self-contained file that works from disk, offline.
+
+The page is `tgx/views/page/`: a skeleton, a style sheet and some scripts without a framework, put
+into one file here. The trace travels inside it as chunks: JSON, deflated, in base64. The core (what
+the first screen needs) is unpacked when the page opens, everything else when it is looked at: each
+program's UOps, code and rewrites are one chunk, and so are each schedule's.
+
+Safety: a trace may come from a stranger. Base64 cannot close a script element, the scripts only
+ever create text nodes, and the page's own policy forbids the network and any script but its own
+(named by its hash).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from tgx.model import Graph, Pass, Trace
+from tgx.passes import cluster, costs
+from tgx.passes.cluster import Group
+from tgx.passes.costs import Roof
+from tgx.views import colours, words
+from tgx.views.picture import _first_schedule
+
+SCRIPTS = (
+    "data.js", "state.js", "layout.js", "draw.js", "source.js", "program.js", "code.js",
+    "steps.js", "kernel.js", "strip.js", "search.js", "main.js",
+)
+BUDGET = 15_000_000
+"""Bytes of chunks in one page; what does not fit is left out, biggest rewrites first, and told."""
+MAX_RUNS = 20_000
+MAX_MEMORY = 4_000
+
+
+def render(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> str:
+    """The page as one string of HTML."""
+    chunks = pack(trace, roof, budget)
+    page = files("tgx.views") / "page"
+    script = "\n".join((page / name).read_text("utf-8") for name in SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}\n}})();'
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    title = words.line(trace.environment.program or "trace", 80)
+    holes = {
+        "{{title}}": escape(title),
+        "{{style}}": _tones() + (page / "style.css").read_text("utf-8"),
+        "{{policy}}": f"default-src 'none'; script-src 'sha256-{digest}'; "
+        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+        "{{chunks}}": "\n".join(
+            f'<script type="text/plain" id="chunk-{name}">{data}</script>'
+            for name, data in chunks.items()
+        ),
+        "{{script}}": script,
+    }
+    out = []
+    for piece in (page / "page.html").read_text("utf-8").split("\n"):
+        hole = next((h for h in holes if h in piece), None)
+        out.append(piece.replace(hole, holes[hole]) if hole else piece)
+    return "\n".join(out)
+
+
+def _tones() -> str:
+    """The colours of `tgx.views.colours` as CSS: one table for every view."""
+    rows = [f".tone-{tone or 'none'} {{ --fill: {fill}; --ink: {ink}; }}"
+            for tone, (fill, ink) in colours.TONES.items()]
+    return "\n".join(rows) + "\n"
+
+
+# **** packing ****
+
+
+def pack(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> dict[str, str]:
+    """The trace as named chunks of text, together at most about `budget` bytes."""
+    trace = costs.attach(trace)
+    details: dict[str, dict[str, Any]] = {f"p{p.id}": _program(trace, p.id) for p in trace.programs}
+    details |= {f"s{s.id}": _schedule(trace, s.id) for s in trace.schedules}
+    packed = {name: _deflate(value) for name, value in details.items() if any(value.values())}
+    left_out: list[str] = []
+    for level in ("passes", "code"):
+        heavy = sorted((n for n in packed if details[n].get(level)), key=lambda n: -len(packed[n]))
+        for name in heavy:
+            if sum(map(len, packed.values())) <= budget:
+                break
+            details[name] |= {level: [], "left_out": [*details[name].get("left_out", []), level]}
+            if level == "passes":
+                details[name]["table"] = None
+            packed[name] = _deflate(details[name])
+            left_out.append(name)
+    core = _core(trace, roof or costs.roof_of(trace))
+    core["chunks"] = list(packed)
+    if left_out:
+        core["env"]["missing"] += [
+            f"the rewrites or code of {words.plural(len(left_out), 'program')} were left out of "
+            "this page to keep it small; `tgx show` has them all"
+        ]
+    return {"core": _deflate(core), **packed}
+
+
+def _deflate(value: object) -> str:
+    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=list)
+    return base64.b64encode(zlib.compress(raw.encode("utf-8", "replace"), 6)).decode()
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    """Records as one list of names and rows of values: the page makes objects of them."""
+    return {"columns": columns, "rows": list(rows)}
+
+
+def _words(column: Sequence[str]) -> dict[str, Any] | None:
+    """A column of strings as its distinct strings and their places."""
+    if not column:
+        return None
+    places: dict[str, int] = {}
+    return {"at": [places.setdefault(w, len(places)) for w in column], "words": list(places)}
+
+
+def _tree(group: Group) -> list[Any]:
+    if group.parts:
+        return [group.label, None, [_tree(part) for part in group.parts]]
+    return [group.label, group.members]
+
+
+def _graph(trace: Trace, graph: Graph, levels: bool = True) -> dict[str, Any]:
+    return {
+        "id": graph.id,
+        "kind": graph.kind,
+        "n": len(graph),
+        "op": _words(graph.ops),
+        "dtype": _words(graph.dtypes),
+        "shape": _words(graph.shapes),
+        "arg": _words(graph.args),
+        "tensor_op": _words(graph.tensor_ops),
+        "phase": _words(graph.phases),
+        "label": _words(graph.labels),
+        "src": graph.srcs,
+        "origins": graph.origins,
+        "roots": graph.roots,
+        "levels": _tree(cluster.node_levels(graph, trace)) if levels else None,
+    }
+
+
+def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
+    """Passes and the tables their steps point into."""
+    tables = {p.table for p in passes if p.table != -1}
+    return {
+        "passes": [
+            {"id": p.id, "table": p.table, "before": p.before, "after": p.after, "steps": p.steps}
+            for p in passes
+        ],
+        "table": [_graph(trace, trace.graph(t), levels=False) for t in sorted(tables)] or None,
+    }
+
+
+def _program(trace: Trace, id: int) -> dict[str, Any]:
+    p = trace.program(id)
+    return {
+        "uops": _graph(trace, trace.graph(p.uops)) if p.uops != -1 else None,
+        "ast": _graph(trace, trace.graph(p.ast)) if p.ast != -1 else None,
+        "code": [[c.level, c.language, c.text, c.uops, c.facts] for c in p.code],
+        **_passes(trace, [x for x in trace.passes if x.program == id]),
+    }
+
+
+def _schedule(trace: Trace, id: int) -> dict[str, Any]:
+    s = trace.schedule(id)
+    return {
+        "lazy": _graph(trace, trace.graph(s.lazy)) if s.lazy != -1 else None,
+        **_passes(trace, [x for x in trace.passes if x.schedule == id]),
+    }
+
+
+def _core(trace: Trace, roof: Roof) -> dict[str, Any]:
+    """All that the first screen and the search need."""
+    env = trace.environment
+    cost = costs.costs(trace, roof)
+    loops = {x: [[y.name, y.size, y.kind] for y in x] for p in trace.programs
+             for x in (p.loops, *(o.before for o in p.opts), *(o.after for o in p.opts))}
+    summary: dict[tuple[str, int], list[Any]] = {}
+    for p in trace.passes:
+        owner = ("s", p.schedule) if p.schedule != -1 else ("p", p.program)
+        summary.setdefault(owner, []).append([p.id, p.name, p.matches, len(p), p.depth])
+    runs_of: dict[int, int] = {}
+    for r in trace.realizes:
+        runs_of[r.schedule] = runs_of.get(r.schedule, 0) + 1
+    return {
+        "env": {
+            "program": env.program, "arguments": env.arguments, "device": env.device,
+            "tinygrad": env.tinygrad, "tgx": env.tgx, "python": env.python, "machine": env.machine,
+            "level": env.level, "ended": env.ended, "exit_code": env.exit_code,
+            "error": env.error, "missing": list(env.missing), "settings": env.settings,
+        },
+        "show": _first_schedule(trace) if trace.schedules else -1,
+        "steady": trace.steady(),
+        "roof": [roof.flops, roof.bytes, roof.source],
+        "files": _table(("id", "path", "user", "lines"),
+                        ((f.id, f.path, f.user, f.lines) for f in trace.files)),
+        "frames": _table(("id", "file", "line", "fn"),
+                         ((f.id, f.file, f.line, f.function) for f in trace.frames)),
+        "origins": _table(("id", "op", "frame", "phase", "forward", "via", "names"),
+                          ((o.id, o.op, o.frame, o.phase, o.forward, o.via, o.names)
+                           for o in trace.origins)),
+        "kernels": _table(
+            ("id", "name", "tg", "device", "phase", "kind", "schedule", "program", "ops", "lines",
+             "forward", "origins", "reads", "writes", "flops", "bytes", "us", "min", "calls",
+             "total", "of_roof", "bound"),
+            ((k.id, k.name, k.tinygrad_name, k.device, k.phase, k.kind, k.schedule, k.program,
+              k.ops, k.lines, k.forward, k.origins, k.reads, k.writes, k.flops, k.bytes,
+              cost[k.id].time_us, t.min_us if t else -1, t.calls if t else 0,
+              t.total_us if t else -1, round(cost[k.id].of_roof, 4), cost[k.id].bound)
+             for k in trace.kernels for t in (trace.timing(k.id),))),
+        "buffers": _table(
+            ("id", "name", "kind", "device", "dtype", "shape", "nbytes", "schedule", "base",
+             "offset", "first", "last"),
+            ((b.id, b.name, b.kind, b.device, b.dtype, b.shape, b.nbytes, b.schedule, b.base,
+              b.offset, b.first, b.last) for b in trace.buffers)),
+        "boundaries": _table(
+            ("id", "reason", "because", "brief", "rule", "fuse_by", "source", "readers", "buffer",
+             "schedule", "without", "graph", "nodes"),
+            ((b.id, b.reason, b.because, b.brief or b.reason, b.rule, b.fuse_by, b.source,
+              b.readers, b.buffer, b.schedule, b.kernels_without, b.graph, b.nodes)
+             for b in trace.boundaries)),
+        "schedules": _table(
+            ("id", "name", "frame", "phase", "jit", "kernels", "runs", "cache_hits", "planned",
+             "unplanned", "passes", "levels"),
+            ((s.id, s.name, s.frame, s.phase, s.jit, s.kernels, runs_of.get(s.id, 0),
+              s.cache_hits, s.planned_bytes, s.unplanned_bytes, summary.get(("s", s.id), []),
+              _tree(cluster.kernel_levels(trace, s.id))) for s in trace.schedules)),
+        "programs": _table(
+            ("id", "name", "device", "path", "path_reason", "loops", "opts", "global", "local",
+             "flops", "bytes", "lds", "compile_us", "passes"),
+            ((p.id, p.name, p.device, p.path, p.path_reason, loops[p.loops],
+              [[o.op, o.axis, o.amount, o.text, loops[o.before], loops[o.after]] for o in p.opts],
+              p.global_size, p.local_size, p.flops, p.bytes, p.lds_bytes, p.compile_us,
+              summary.get(("p", p.id), [])) for p in trace.programs)),
+        "rules": _table(("id", "file", "line", "text", "fn"),
+                        ((r.id, r.file, r.line, r.text, r.function) for r in trace.rules)),
+        "runs": list(_runs(trace)),
+        "memory": _memory(trace),
+        "events": _table(("kind", "name", "at", "us", "frame", "text"),
+                         ((e.kind, e.name, e.at_us, e.time_us, e.frame, e.text)
+                          for e in trace.events[:MAX_RUNS])),
+    }
+
+
+def _runs(trace: Trace) -> Iterator[list[Any]]:
+    """The launches of each schedule's last execution: kernel, start, time."""
+    last = {r.schedule: r.id for r in trace.realizes}
+    shown, count = set(last.values()), 0
+    for r in trace.runs:
+        if r.realize in shown and count < MAX_RUNS:
+            count += 1
+            yield [r.kernel, round(r.start_us, 2), round(r.time_us, 3)]
+
+
+def _memory(trace: Trace) -> list[Any]:
+    """Memory in use over time: [time, used, change, name] rows, thinned out but for the peak."""
+    events = trace.memory
+    step = max(1, len(events) // MAX_MEMORY)
+    top = max(range(len(events)), key=lambda i: events[i].used, default=-1)
+    return [
+        [round(m.at_us, 1), m.used, m.nbytes, m.name]
+        for i, m in enumerate(events)
+        if i % step == 0 or i == top or i == len(events) - 1
+    ]

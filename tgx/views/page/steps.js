@@ -1,0 +1,129 @@
+// Rewrites: the passes of a kernel's program (or its schedule), and one step at a time.
+// A step is four numbers; drawing one touches only the nodes near it, so any step is quick.
+
+let showUnchanged = false, passFilter = "", passOwner = "p";
+
+const passList = (k) => {
+  const program = T.programs.get(k?.program)?.passes ?? [];
+  const schedule = T.schedules.get(S.s)?.passes ?? [];
+  return { p: program, s: schedule };
+};
+
+function ownerOf(pass) {
+  for (const p of T.programs) if (p.passes.some(([id]) => id === pass)) return "p" + p.id;
+  for (const s of T.schedules) if (s.passes.some(([id]) => id === pass)) return "s" + s.id;
+  return "";
+}
+const passSummary = (id) => {
+  for (const owner of [...T.programs, ...T.schedules]) for (const p of owner.passes) if (p[0] === id) return p;
+  return null;
+};
+
+async function loadPass(id) {
+  const owner = ownerOf(id);
+  const d = owner && await detail(owner);
+  const raw = d?.passes.find((p) => p.id === id);
+  const graph = raw && d.table.get(raw.table);
+  if (!graph) return null;
+  const n = raw.steps.length / 4;
+  const step = (i) => ({ match: raw.steps[4 * i] === 0, old: raw.steps[4 * i + 1], now: raw.steps[4 * i + 2], rule: raw.steps[4 * i + 3] });
+  return { id, raw, graph, n, step, owner };
+}
+
+const clampStep = (i, n) => Math.max(0, Math.min(n - 1, i));
+
+function stepsTab(k) {
+  const lists = passList(k);
+  if (!lists.p.length && !lists.s.length) {
+    return quiet(T.env.level === "full" ? "This kernel's program has no recorded rewrites: it was compiled before the trace began, or served from a cache."
+      : "Rewrites were not recorded: trace again with --level full.", "rewrite");
+  }
+  if (!lists[passOwner].length) passOwner = lists.p.length ? "p" : "s";
+  const root = el("div", { class: "steps" });
+  const list = el("div", { class: "passes" });
+  const fillList = () => {
+    const rows = lists[passOwner].filter(([, name, , n]) => (showUnchanged || n > 0) && name.toLowerCase().includes(passFilter.toLowerCase()));
+    const quietOnes = lists[passOwner].filter((p) => p[3] === 0).length;
+    const most = Math.max(1, ...rows.map((p) => p[2]));
+    list.replaceChildren(...rows.map(([id, name, matches, n, depth]) => el("button", { class: `pass ${S.p === id ? "on" : ""}`, style: `padding-left:${8 + 12 * depth}px`,
+      "data-pass": id, onclick: () => n && go({ p: id, i: firstMatch(id), in: "step", tab: "steps" }), disabled: !n },
+    el("span", { class: "name" }, name), el("span", { class: "count" }, n ? `${matches}` : "–"),
+    el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })))),
+    el("p", { class: "quiet" }, rows.length ? "" : "no pass by this name", !showUnchanged && quietOnes ? `${plural(quietOnes, "pass").replace(/s$/, quietOnes === 1 ? "" : "es")} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
+  };
+  fillList();
+  root.append(el("div", { class: "pick" },
+    lists.p.length ? el("button", { class: passOwner === "p" ? "on" : "", onclick: () => { passOwner = "p"; paint(true); } }, "this kernel") : null,
+    lists.s.length ? el("button", { class: passOwner === "s" ? "on" : "", onclick: () => { passOwner = "s"; paint(true); } }, "its schedule") : null,
+    el("input", { type: "search", placeholder: "find a pass", value: passFilter, "aria-label": "find a pass", oninput: (e) => { passFilter = e.target.value; fillList(); } }),
+    el("label", {}, el("input", { type: "checkbox", checked: !showUnchanged, onchange: (e) => { showUnchanged = !e.target.checked; fillList(); } }), "hide passes that changed nothing")),
+  list);
+  const view = el("div", { class: "step" });
+  root.append(view);
+  if (S.p >= 0) loadPass(S.p).then((pass) => view.replaceChildren(...(pass ? stepPanel(pass) : [el("p", { class: "quiet" }, "This pass's steps are not in this page.")])));
+  return root;
+}
+
+const firstMatch = () => 0;
+
+// The rule's own source, the change as an expression, and the controls.
+function stepPanel(pass) {
+  const i = clampStep(S.i, pass.n), s = pass.step(i), rule = T.rules.get(s.rule);
+  const to = (j) => go({ i: clampStep(j, pass.n), in: "step" }, true);
+  const next = (dir) => { // the next real match, skipping what only follows from one
+    let j = i + dir;
+    while (j >= 0 && j < pass.n && !pass.step(j).match) j += dir;
+    if (j >= 0 && j < pass.n) to(j);
+  };
+  const name = passSummary(pass.id)?.[1] ?? "pass";
+  return [
+    el("h3", {}, name, el("small", {}, `step ${i + 1} of ${pass.n}`)),
+    el("div", { class: "stepper" }, el("button", { onclick: () => next(-1), tip: "the match before ([)", "aria-label": "previous match" }, "◀"),
+      el("input", { type: "range", min: 0, max: pass.n - 1, value: i, "aria-label": "step", oninput: (e) => to(+e.target.value) }),
+      el("button", { onclick: () => next(1), tip: "the next match (])", "aria-label": "next match" }, "▶")),
+    rule ? el("div", { class: "rule" }, el("div", { class: "quiet" }, `${T.files.get(rule.file)?.path}:${rule.line} ${rule.fn}`),
+      el("pre", {}, highlight(rule.text.trim(), "python"))) : el("p", { class: "quiet" }, "No rule of its own: the same node, rebuilt on its new sources."),
+    el("div", { class: "change" }, el("div", { class: "gone" }, pass.graph.expression(s.old)), el("div", { class: "arrow" }, "↓"), el("div", { class: "come" }, pass.graph.expression(s.now))),
+    originsOf(pass.graph, s.old),
+  ];
+}
+
+function originsOf(graph, i) {
+  const from = [...new Set(graph.origins(i).map((o) => `${T.origins.get(o)?.op ?? ""} ${place(T.origins.get(o)?.frame ?? -1)}`.trim()))].filter(Boolean);
+  return from.length ? el("p", { class: "quiet" }, "from " + from.slice(0, 4).join(", ")) : null;
+}
+
+// The subgraph before and after, side by side in one drawing: gone dashed red, new green.
+const NEAR = 24;
+function below(graph, root, stop) {
+  const found = new Set([root]);
+  let edge = [root];
+  while (edge.length && found.size < NEAR) {
+    const following = [];
+    for (const i of edge) for (const j of graph.src(i)) {
+      if (found.has(j) || found.size >= NEAR) continue;
+      found.add(j);
+      if (!stop?.has(j)) following.push(j);
+    }
+    edge = following;
+  }
+  return found;
+}
+
+async function stepPicture() {
+  const pass = S.p >= 0 ? await loadPass(S.p) : null;
+  if (!pass) return quiet("Choose a pass in the kernel pane, under steps.", "rewrite");
+  const started = performance.now();
+  const s = pass.step(clampStep(S.i, pass.n)), g = pass.graph;
+  const old = below(g, s.old), now = below(g, s.now, old);
+  const shown = [...new Set([...old, ...now])].sort((a, b) => a - b).filter((i) => !g.isConst(i) || i === s.old || i === s.now);
+  const at = new Map(shown.map((i, p) => [i, p]));
+  const boxes = shown.map((i) => nodeBox(g, i, { mark: old.has(i) && now.has(i) ? "" : old.has(i) ? "removed" : "added", go: undefined }));
+  const edges = [];
+  for (const i of shown) for (const j of new Set(g.src(i))) if (at.has(j)) edges.push({ a: at.get(j), b: at.get(i), label: [] });
+  const cut = shown.some((i) => g.src(i).some((j) => !at.has(j) && !g.isConst(j)));
+  const out = { ...drawing(boxes, edges, { name: "one rewrite step" }), boxes, edges,
+    notes: [`${g.op(s.old)} became ${g.op(s.now)}`, cut ? "what lies below is not drawn" : ""].filter(Boolean) };
+  document.documentElement.dataset.stepMs = (performance.now() - started).toFixed(1); // read by the tests
+  return out;
+}
