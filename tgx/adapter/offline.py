@@ -34,7 +34,7 @@ from tgx.errors import BadInput
 from tgx.hardware import cubin
 from tgx.hardware.kernel import Chain, Copy, GpuKernel, Work
 
-CACHE = "tgx_offline_2"  # raise the number when what is stored changes
+CACHE = "tgx_offline_3"  # raise the number when what is stored changes
 
 
 # **************** capture ****************
@@ -152,7 +152,7 @@ def _lower_call(
     if ast.op is not Ops.SINK:
         buffer = call.src[1]
         size = buffer.max_numel() * buffer.dtype.itemsize
-        return Copy("copy" if ast.op is Ops.COPY else str(ast.op).removeprefix("Ops.").lower(), size)
+        return Copy(ast.op.name.lower(), size)
     used = {v.expr: variables.get(v.expr, v.vmax) for v in ast.variables()}
     key = _key(ast, renderer, used)
     record = diskcache_get(CACHE, key) if CCACHE else None
@@ -269,7 +269,7 @@ def count(
                 instructions += times * threads
                 if (buffer := _buffer(u)) is not None:
                     touched[buffer, u.op] = min(
-                        touched.get((buffer, u.op), 0) + size * times * threads,
+                        touched.get((buffer, u.op), 0) + size * _places(u.src[0], values),
                         buffer.max_numel() * buffer.dtype.itemsize,
                     )
                 if u.op is Ops.LOAD:
@@ -304,6 +304,16 @@ def _buffer(u: UOp) -> UOp | None:
     return u if u.op is Ops.PARAM else None
 
 
+def _places(address: UOp, variables: dict[str, int]) -> int:
+    """How many different places an address can take, over all threads and loops: those it does not
+    depend on read the same place again."""
+    places = 1
+    for u in address.toposort():
+        if u.op in {Ops.RANGE, Ops.SPECIAL} and u.dtype is not dtypes.void:
+            places *= int(sym_infer(u.src[0], variables))
+    return places
+
+
 def _product(sizes: Iterable[int]) -> int:
     result = 1
     for size in sizes:
@@ -314,7 +324,10 @@ def _product(sizes: Iterable[int]) -> int:
 # **************** whole models ****************
 
 
-def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
+Step = Callable[..., Any]
+
+
+def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Step, Step]]:
     """What a script's `tgx_models()` offers: name -> (step, make_inputs(batch))."""
     if "tgx_models" not in namespace:
         return {}

@@ -231,7 +231,7 @@ def parse(text: str, id: str, where: str = "") -> Profile:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{where} is not TOML: {error}", "a profile, as tgx/devices/*.toml") from None
+        raise BadInput(f"{where} is not TOML: {error}", "a device profile") from None
     checker = _Checker()
     profile = checker.profile(table, id)
     if checker.problems:
@@ -367,13 +367,14 @@ class _Checker:
             return None
         if rule.type == "numbers":
             items = value if isinstance(value, list) else [value]
-            if items and all(type(v) in (int, float) and v > 0 for v in items):
-                return tuple(items)
+            numbers = tuple(v for v in items if isinstance(v, int | float) and v > 0)
+            if numbers and len(numbers) == len(items):
+                return numbers
             self.wrong(f"{where} is {value!r}; expected a number above 0, or a list of them")
             return None
-        types: tuple[type, ...] = (int,) if rule.type == "whole" else (int, float)
-        if type(value) in types and value >= 0:  # type: ignore[operator]
-            return value  # type: ignore[return-value]
+        fits = isinstance(value, int) or (rule.type == "number" and isinstance(value, float))
+        if fits and not isinstance(value, bool) and isinstance(value, int | float) and value >= 0:
+            return value
         kind = "a whole number" if rule.type == "whole" else "a number"
         self.wrong(f'{where} is {value!r}; expected {kind}, not negative, or "unknown"')
         return None
@@ -448,7 +449,7 @@ def machine(profile: Profile, mode: str = "") -> Machine:
     if emc is not None and emc_most:
         bandwidth = full * emc / emc_most
     elif chosen.name:
-        assumed.append(f"the memory clock in mode {chosen.name} is unknown: {full:g} GB/s, its most")
+        assumed.append(f"the memory clock in mode {chosen.name} is unknown: its best, {full:g} GB/s")
     l2 = profile.number_of("l2")
     if l2 is None:
         assumed.append("the size of the L2 cache is unknown: the DRAM bound is left out")
