@@ -464,7 +464,7 @@ class Emitter:
             mask = self.both(mask, self.tail(scope))
             return self.from_memory(self.vector_load(access, self.pointer(access, scope), w, mask, kind),
                                     access.dtype, w)
-        elif mask is None and high - low < 2 * w:
+        elif mask is None and high - low < 2 * w - (n < w):
             return self.shuffled(access, scope, offsets, low, high)
         mask = self.widen(self.both(mask, self.tail(scope)) or Value("true", dtypes.bool), w)
         at = self.pointer(access, scope)
@@ -484,8 +484,10 @@ class Emitter:
             mask = None if n == w else Value(
                 "<" + ", ".join(f"i1 {'true' if i < n else 'false'}" for i in range(w)) + ">", dtypes.bool, w)
             parts.append(self.vector_load(access, self.pointer(access, scope, low + first), w, mask, kind))
-        other = parts[1] if len(parts) > 1 else "poison"
-        picks = ", ".join(f"i32 {o - low}" for o in offsets + [offsets[0]] * (w - len(offsets)))
+        # lanes past the end are zero: from the empty half, or from a lane that was masked off
+        other = parts[1] if len(parts) > 1 else "zeroinitializer"
+        picks = ", ".join([f"i32 {o - low}" for o in offsets]
+                          + [f"i32 {2 * w - 1 if len(parts) > 1 else w}"] * (w - len(offsets)))
         name = self.let(f"shufflevector <{w} x {kind}> {parts[0]}, <{w} x {kind}> {other}, <{w} x i32> <{picks}>")
         return self.from_memory(name, access.dtype, w)
 

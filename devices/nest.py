@@ -627,6 +627,9 @@ class Builder:
             src = self.node(u.src[0], inside, strong(u.src[0]) if u.src[0].dtype in dtypes.weaks else None)
             return src if src.dtype == dtype else Node(u.op.name.lower(), dtype, (src,))
         if u.op in GroupOp.ALU and u.op not in (Ops.THREEFRY, Ops.POW, Ops.EXP2, Ops.LOG2, Ops.SIN):
+            if u.op in (Ops.RECIPROCAL, Ops.SQRT) and u.src[0].dtype != dtype:  # of an integer
+                return Node(u.op.name.lower(), dtype, (Node("cast", dtype, (self.node(
+                    u.src[0], inside, strong(u.src[0])),)),))
             kinds = [s.dtype for s in u.src if s.dtype not in dtypes.weaks]
             operand = (kinds[0] if kinds else strong(u.src[0])) if u.op in GroupOp.Comparison else dtype
             return Node(u.op.name.lower(), dtype, tuple(self.node(s, inside, operand) for s in u.src))
