@@ -35,8 +35,8 @@ def room(ours: str = "", others: str = "") -> Room:
 
 
 ALL = (
-    "adapter bench cli codec devices hardware kernels model passes settings views __version__ "
-    "TgxError"
+    "adapter bench cli codec devices hardware kernels model passes recording settings views "
+    "__version__ TgxError"
 )
 
 # The first row that a path starts with is its room.

@@ -143,9 +143,10 @@ def write_views(t: Trace, folder: Path) -> list[str]:
     def put(name: str, view: str, **choices: Any) -> None:
         try:
             text = VIEWS[view].render(t, **choices)
-        except TgxError as e:
-            if str(e) not in problems:
-                problems.append(str(e))
+        except Exception as e:  # a picture that fails must not fail the program it is of
+            text = str(e) if isinstance(e, TgxError) else f"{name}: {type(e).__name__}: {e}"
+            if text not in problems:
+                problems.append(text)
             return
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,10 +204,9 @@ def start_from_environment(module: object = None) -> None:
 
     from tgx import settings
 
-    folder = settings.trace_dir()
+    folder = settings.take_trace_dir()
     if not folder:
         return
-    os.environ.pop("TGX_TRACE", None)
     from tgx.adapter.capture import Session
 
     session = Session(folder, "kernels", _main_program(), tuple(sys.argv[1:])).start()

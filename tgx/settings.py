@@ -68,6 +68,11 @@ def trace_dir() -> str:
     return text("TGX_TRACE")
 
 
+def take_trace_dir() -> str:
+    """TGX_TRACE, for this process alone: those it starts would write the same folder."""
+    return os.environ.pop("TGX_TRACE", "")
+
+
 def check() -> bool:
     return flag("TGX_CHECK")
 
@@ -92,6 +97,11 @@ def strangers() -> list[str]:
 def given() -> dict[str, str]:
     """The variables of the table that are set, for `tgx doctor`."""
     return {name: text(name) for name in VARIABLES if text(name)}
+
+
+def is_set(name: str) -> bool:
+    """Whether any variable, ours or not, is set: for a record of what a run was told."""
+    return name in os.environ
 
 
 def child_environment(

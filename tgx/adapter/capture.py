@@ -31,8 +31,8 @@ import tinygrad.tensor as tg_tensor
 from tinygrad.helpers import SCACHE
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp
 
-from tgx import codec, model
-from tgx.adapter import boundaries, compat, names
+from tgx import codec, model, settings
+from tgx.adapter import boundaries, compat, names, steps
 from tgx.adapter.boundaries import Decision, Decisions
 from tgx.adapter.origins import MARK, GradientMarks, Marker, Marks
 from tgx.adapter.provenance import Follow, Tokens, data_nodes, following
@@ -72,6 +72,7 @@ class Template:
     stage_of: dict[UOp, int]  # BUFFER -> place in decisions
     size: int  # nodes of the graph
     structure: tuple[Any, ...] = ()
+    rewrites: steps.StepRecorder | None = None  # until they are written
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Session:
         self.lowering: list[list[Lowered]] = []
         self.outputs: dict[int, str] = {}
         self.executing: list[tuple[Plan | None, int]] = []
-        self.steps: dict[int, int] = {}
+        self.repeats: dict[int, int] = {}
         self.times: dict[int, list[float]] = {}
         self.run_count = 0
         self.untimed = 0
@@ -133,6 +134,7 @@ class Session:
         self.buffer_names: dict[int, str] = {}
         self.events: list[model.Event] = []
         self.failed: list[str] = []
+        self.fragments: dict[str, model.Trace] = {}  # by the key of the program they are about
         self._undo: list[Callable[[], None]] = []
 
     # **** starting and stopping ****
@@ -189,6 +191,16 @@ class Session:
     def now(self) -> float:
         """Microseconds since the recording began."""
         return (time.perf_counter() - self.began) * 1e6
+
+    @property
+    def spool(self) -> Path:
+        """Where worker processes leave what they observe."""
+        return self.folder / "spool"
+
+    def received(self, fragment: model.Trace) -> None:
+        """A kernel was compiled in this process."""
+        for p in fragment.programs:
+            self.fragments[p.key] = fragment
 
     # **** scheduling ****
 
@@ -253,7 +265,8 @@ class Session:
     def _follow_scheduler(self, function: UOp, original: Callable[[UOp], UOp | None],
                           hit: bool) -> tuple[UOp | None, Template]:
         nodes = list(function.toposort())
-        follow = Follow()
+        rewrites = steps.StepRecorder() if self.level == "full" else None
+        follow = Follow(recorder=rewrites)
         follow.layers[0] = {n: (i,) for i, n in enumerate(nodes)}
         decisions = Decisions(follow)
         made: dict[int, UOp] = {}
@@ -268,7 +281,7 @@ class Session:
         for place, call in enumerate(linear.src):
             kernels.append(self._template_kernel(call, made.get(place), follow))
         template = Template(function.key, kernels, decisions.found, dict(follow.stages), len(nodes),
-                            flatten_graph(nodes))
+                            flatten_graph(nodes), rewrites)
         return (original(function) if hit else linear), template
 
     def _template_kernel(self, call: UOp, made: UOp | None,
@@ -306,7 +319,7 @@ class Session:
         return linear, var_vals
 
     def _fault(self, what: str, error: Exception) -> None:
-        if os.environ.get("TGX_TRACEBACK") == "1":
+        if settings.traceback():
             raise error
         text = f"tgx could not record a {what}: {type(error).__name__}: {error}"
         if text not in self.failed:
@@ -326,6 +339,11 @@ class Session:
             jit = _jit_name() if captured else ""
             schedule = self.recorder.schedule(all_lowered, kernels, calls, asked, arguments, jit)
             self.schedules[identity] = schedule
+            for low in all_lowered:
+                if (rewrites := low.template.rewrites) is not None:
+                    low.template.rewrites = None
+                    self.recorder.bundle(steps.joined(
+                        self.recorder, rewrites.records(str, {}), schedule=schedule))
         else:
             self.recorder.hit(schedule)
         if lowered.hit:
@@ -377,7 +395,7 @@ class Session:
         started = self.now()
         plan = plan if plan is not None else None
         if plan is not None:
-            plan.realizes = [self.recorder.realize(s, started, self.steps) for s in plan.schedules]
+            plan.realizes = [self.recorder.realize(s, started, self.repeats) for s in plan.schedules]
         self.executing.append((plan, 0))
         try:
             return original(linear, *args, **kwargs)
@@ -458,11 +476,11 @@ def _facts() -> dict[str, Any]:
 
     from tgx import __version__
 
-    settings = tuple(sorted((k, str(v.value)) for k, v in ContextVar._cache.items()
-                            if k in os.environ and not k.startswith("TGX")))
+    told = tuple(sorted((k, str(v.value)) for k, v in ContextVar._cache.items()
+                        if settings.is_set(k) and not k.startswith("TGX")))
     return {
         "tgx": __version__, "tinygrad": compat.version(), "python": platform.python_version(),
-        "machine": platform.machine(), "device": Device.DEFAULT, "settings": settings,
+        "machine": platform.machine(), "device": Device.DEFAULT, "settings": told,
     }  # fmt: skip
 
 
@@ -716,13 +734,17 @@ def time_kernels(s: Session) -> Undo:
 
     def lower_and_compile(linear: UOp) -> UOp:
         started = s.now()
-        result = plain_compile(linear)
+        with steps.receiving(s.received):
+            result = plain_compile(linear)
         if result is not linear:
             s.events.append(model.Event("compile", f"{len(linear.src)} kernels", started,
                                         s.now() - started))
         return result  # type: ignore[no-any-return]
 
-    return _both(replace_attribute(tg_realize, "run_linear", run_linear),
+    s.spool.mkdir(exist_ok=True)
+    compile_kernel = functools.partial(steps.compile_kernel, str(s.spool), s.level)
+    return _both(replace_attribute(tg_realize, "_compile_kernel", compile_kernel),
+                 replace_attribute(tg_realize, "run_linear", run_linear),
                  replace_attribute(tg_tensor, "run_linear", run_linear),
                  replace_attribute(tg_jit, "run_linear", run_linear),
                  replace_attribute(tg_realize, "track_stats", track_stats),
