@@ -49,7 +49,7 @@ function stepsTab(k) {
       "data-pass": id, onclick: () => n && go({ p: id, i: firstMatch(id), in: "step", tab: "steps" }), disabled: !n },
     el("span", { class: "name" }, name), el("span", { class: "count" }, n ? `${matches}` : "–"),
     el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })))),
-    el("p", { class: "quiet" }, rows.length ? "" : "no pass by this name", !showUnchanged && quietOnes ? `${plural(quietOnes, "pass").replace(/s$/, quietOnes === 1 ? "" : "es")} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
+    el("p", { class: "quiet" }, rows.length ? "" : "no pass by this name", !showUnchanged && quietOnes ? `${quietOnes} ${quietOnes === 1 ? "pass" : "passes"} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
   };
   fillList();
   root.append(el("div", { class: "pick" },

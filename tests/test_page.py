@@ -1,0 +1,238 @@
+"""The page in a real browser: it loads, answers clicks and keys, and touches no network.
+
+Chromium is looked for on PATH; Playwright comes with the `test` extra. Without either these tests
+skip, and say so.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import traces
+
+from tgx.model import Environment, Trace
+from tgx.views import VIEWS
+
+pytestmark = pytest.mark.pure
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("no chromium on PATH")
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+class Page:
+    """A page opened from disk, with everything it complained about or asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, trace: Trace, **choices: Any) -> None:
+        file.write_text(VIEWS["html"].render(trace, **choices), "utf-8")
+        self.context = browser.new_context(viewport={"width": 1400, "height": 900})
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda m: self.errors.append(m.text)
+                     if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("dialog", lambda d: (self.errors.append("dialog: " + d.message), d.dismiss()))
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.url = file.as_uri()
+        self.page.goto(self.url)
+        self.page.wait_for_selector("html[data-ready]")
+
+    def text(self, selector: str) -> str:
+        return str(self.page.inner_text(selector))
+
+    def until(self, condition: str) -> None:
+        """Wait until JavaScript says so. (Playwright's own waiting needs eval, which the page's
+        policy forbids.)"""
+        end = time.monotonic() + 10
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, f"never true: {condition}"
+            self.page.wait_for_timeout(20)
+
+    def close(self) -> None:
+        assert self.errors == []
+        assert [r for r in self.requests if not r.startswith((self.url, "blob:"))] == []
+        self.context.close()
+
+
+@pytest.fixture()
+def mlp(browser: Any, tmp_path: Path) -> Iterator[Page]:
+    page = Page(browser, tmp_path / "mlp.html", traces.mlp_step())
+    yield page
+    page.close()
+
+
+def test_it_opens_on_the_program(mlp: Page) -> None:
+    assert "10 kernels" in mlp.text("#kernel")
+    assert mlp.page.locator("#stage .box.kind-kernel").count() == 9
+    assert mlp.page.locator("#stage .box.kind-copy").count() == 1
+    assert "readers walk it differently" in mlp.text("#stage")
+    assert "forward" in mlp.text("#legend") and "buffer" in mlp.text("#legend")
+    assert "h = h.relu()" in mlp.text("#source")
+    assert "peak 1.07 MB" in mlp.text("#strip")
+
+
+def test_line_to_kernel_to_step_and_back(mlp: Page) -> None:
+    page = mlp.page
+    page.click('#source li[data-line="0:10"]')  # h = h.relu()
+    page.wait_for_selector('#source li[data-line="0:10"].lit')
+    assert "linear + bias + relu" in mlp.text("#kernel h2")
+    assert page.locator("#stage .box.chosen").count() == 1
+    assert page.locator("#stage .box.lit").count() == 1  # the gradient through relu
+    assert "walk it in different orders" in mlp.text("#kernel .reason")
+    assert "compute relu again in each reader" in mlp.text("#kernel .fuse")
+    page.click('[data-tab="code"]')
+    page.wait_for_selector("#kernel .column")
+    page.click('#kernel .column li[data-u="12"]')  # REDUCE: its line in C lights up
+    mlp.until(
+        "document.querySelectorAll('#kernel .column:nth-child(2) li.lit').length === 1")
+    lit = page.locator("#kernel .column:nth-child(2) li.lit")
+    assert "float acc = 0.0f" in lit.inner_text()
+    assert "h = x @ self.w1" in mlp.text("#source li.from")
+    page.click('[data-tab="steps"]')
+    page.wait_for_selector(".pass")
+    assert page.locator(".pass").count() == 1 and "symbolic" in mlp.text(".pass")
+    page.click(".pass")
+    page.wait_for_selector("#stage .box.removed")
+    assert 'UPat.var("x") + 0' in mlp.text("#kernel .rule")
+    assert "(PARAM data1 + 0)" in mlp.text("#kernel .gone")
+    assert "rewrite step" in mlp.text("#crumbs")
+    page.go_back()
+    page.wait_for_selector("#stage .box.kind-copy")
+    page.go_back()
+    page.go_back()
+    page.go_back()
+    mlp.until("location.hash.includes('l=0%3A10')")
+    page.keyboard.press("Escape")
+    mlp.until("!location.hash.includes('l=')")
+    assert "where the time goes" in mlp.text("#kernel")
+
+
+def test_unchanged_passes_are_hidden_until_asked_for(mlp: Page) -> None:
+    mlp.page.evaluate("location.hash = '#k=0&tab=steps'")
+    mlp.page.wait_for_selector(".pass")
+    assert "1 pass that changed nothing is hidden" in mlp.text(".passes")
+    mlp.page.click("text=hide passes that changed nothing")
+    assert mlp.page.locator(".pass").count() == 2
+    mlp.page.fill("[aria-label='find a pass']", "earl")
+    assert mlp.page.locator(".pass").count() == 1
+
+
+def test_search_finds_everything(mlp: Page) -> None:
+    page = mlp.page
+    for words, kind in (("softmax - y", "kernel"), ("relu", "operation"), ("self.w2, self.b2", "line"),
+                        ("784×128", "buffer"), ("symbolic", "pass"), ("different orders", "reason"),
+                        ("upat.var", "rule"), ("vaddps", "assembly")):
+        page.keyboard.press("/")
+        page.fill("#search", words)
+        page.wait_for_selector(f".hit .kind:text-is('{kind}')")
+        page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.fill("#search", "∂w1 =")
+    page.wait_for_selector(".hit")
+    page.keyboard.press("Enter")
+    mlp.until("location.hash.includes('k=6')")
+    assert "∂w1 = xᵀ·∂h" in mlp.text("#kernel h2")
+
+
+def test_keys_walk_and_zoom(mlp: Page) -> None:
+    page = mlp.page
+    page.keyboard.press("j")
+    mlp.until("location.hash.includes('k=9')")
+    page.keyboard.press("j")
+    mlp.until("location.hash.includes('k=0')")
+    page.keyboard.press("l")  # into its UOps
+    page.wait_for_selector("#stage .kind-reduce")
+    assert "REDUCE ADD" in mlp.text("#stage")
+    page.keyboard.press("h")
+    page.wait_for_selector("#stage .kind-copy")
+    page.keyboard.press("6")
+    page.wait_for_selector("text=of the roof")
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    mlp.until("location.hash.includes('c=cost')")
+    assert "of the time" in mlp.text("#legend")
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") in ("light", "dark")
+
+
+def test_every_level_draws(mlp: Page) -> None:
+    page = mlp.page
+    for mode, expected in (("lazy graph", "relu"), ("roofline", "operations a byte"),
+                           ("memory", "alive at the peak")):
+        page.click(f"#crumbs >> text={mode}")
+        mlp.until(
+            f"document.querySelector('#stage').textContent.includes({expected!r})")
+    for k in range(10):
+        for tab in ("why", "ops", "loops", "code", "steps", "cost"):
+            page.evaluate(f"location.hash = '#k={k}&tab={tab}'")
+            page.wait_for_selector(f"#kernel [data-tab={tab}].on")
+    page.evaluate("location.hash = '#b=4'")
+    page.wait_for_selector("text=why it is stored")
+    assert "32.8 kB" in mlp.text("#kernel")
+
+
+def test_a_nonsense_address_opens_the_program(mlp: Page) -> None:
+    mlp.page.evaluate("location.hash = '#k=999&s=44&g=9.9.9&l=zz&in=soup&p=71&i=-3&tab=none'")
+    mlp.page.wait_for_timeout(100)
+    assert mlp.page.locator("#stage .box").count() > 5
+
+
+def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
+    page = Page(browser, tmp_path / "evil.html", traces.hostile())
+    for state in ("k=0&tab=why", "k=0&tab=ops", "k=0&tab=loops", "k=0&tab=code", "k=0&tab=steps&p=1",
+                  "k=0&tab=cost", "k=0&in=step&p=1&tab=steps", "k=0&in=uops", "in=lazy", "in=memory",
+                  "in=roofline", "b=4", "l=0:10"):
+        page.page.evaluate(f"location.hash = '#{state}'")
+        page.page.wait_for_timeout(60)
+    page.page.fill("#search", "alert")
+    page.page.wait_for_timeout(100)
+    assert page.page.locator("img").count() == 0
+    assert "<img src=x onerror=alert(2)>" in page.text("#source")
+    page.close()
+
+
+def test_three_thousand_kernels_open_quickly_on_few_boxes(browser: Any, tmp_path: Path) -> None:
+    page = Page(browser, tmp_path / "big.html", traces.big(3000, 5000, 20_000))
+    assert float(page.page.get_attribute("html", "data-ready")) < 3000
+    assert 2 <= page.page.locator("#stage .box").count() <= 60
+    page.page.keyboard.press("j")
+    page.page.wait_for_selector("#kernel .tabs")
+    page.page.locator("#stage .box").first.click()
+    page.until("location.hash.includes('g=0')")
+    assert 2 <= page.page.locator("#stage .box").count() <= 60
+    for step in (0, 7_000, 19_999):
+        page.page.evaluate(f"location.hash = '#k=0&tab=steps&in=step&p=0&i={step}'")
+        page.until(
+            f"document.querySelector('.stepper input')?.value === '{step}'")
+        assert float(page.page.get_attribute("html", "data-step-ms")) < 100
+    page.close()
+
+
+def test_what_was_not_recorded_is_said(browser: Any, tmp_path: Path) -> None:
+    env = Environment("x.py", ended="exception", error="ValueError: no", missing=(
+        "rewrites were not recorded: --level full",))
+    page = Page(browser, tmp_path / "empty.html", Trace(environment=env))
+    assert "ValueError: no" in page.text("#notes")
+    assert "rewrites were not recorded" in page.text("#notes")
+    assert "nothing was computed" in page.text("#stage")
+    page.close()
