@@ -1,5 +1,5 @@
-"""Write tests/recorded/cubins: a small kernel for every Jetson's architecture, as NVRTC compiles it,
-beside what NVIDIA's ptxas says of it. The tests read these files and need no CUDA.
+"""Write tests/recorded/cubins: small kernels for every Jetson's architecture, as NVRTC compiles
+them, beside what NVIDIA's ptxas says of them. The tests read these files and need no CUDA.
 
     python -m pip install 'tinygrad-tgx[cuda]' 'nvidia-cuda-nvcc-cu12>=12.9,<13' \
         'nvidia-cuda-nvcc>=13,<14'

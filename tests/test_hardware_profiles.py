@@ -160,7 +160,7 @@ def test_a_users_profile_wins_and_can_be_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "right", "said"),
     [
-        ('unit = "MB/s"', 'unit = "GB/s"', "facts.bandwidth: unit is 'MB/s'; expected unit = 'GB/s'"),
+        ('unit = "MB/s"', 'unit = "GB/s"', "bandwidth: unit is 'MB/s'; expected unit = 'GB/s'"),
         ("value = 4, ", 'value = "four", ', "facts.sms is 'four'; expected a whole number"),
         ("value = 4, ", "value = -4, ", "facts.sms is -4"),
         ("value = 4, ", "value = true, ", "facts.sms is True"),

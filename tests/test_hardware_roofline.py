@@ -97,15 +97,18 @@ def test_every_constant_has_a_source_and_matters(name: str, monkeypatch) -> None
     assert constant.source and min(constant.low, constant.high) <= constant.value
     assert constant.value <= max(constant.low, constant.high)
     desktop = machine(find("h200"))
+    dram = Work(8, 0, 8, 10**8)
+    works = (dram, Work(8, 0, 8, 10**6), Work(10**9, 10**9, 10))
+    chains = (Chain(alu=9**6), Chain(memory=9**6), Chain(shared=9**6), Chain(tensor=9**6),
+              Chain(barriers=9**6))  # fmt: skip
     kernels = [
-        (FC, ORIN, True), (Copy("c", 10**7), ORIN, True), (replace(FC, arch="sm_90"), desktop, False),
-        (replace(FC, work=Work(8, 0, 8, 10**8)), ORIN, True), (replace(FC, work=Work(8, 0, 8, 10**6),
-         chain=Chain()), ORIN, True), (replace(FC, work=Work(10**9, 10**9, 10)), ORIN, True),
-        *((replace(FC, chain=chain), ORIN, True)
-          for chain in (Chain(shared=9**6), Chain(tensor=9**6), Chain(barriers=9**6),
-                        Chain(alu=9**6), Chain(memory=9**6))),
-        (replace(FC, work=Work(8, 0, 8, 10**8), chain=Chain(memory=9**6)), ORIN, True),
-    ]  # fmt: skip
+        (FC, ORIN, True),
+        (replace(FC, arch="sm_90"), desktop, False),
+        (Copy("c", 10**7), ORIN, True),
+        *((replace(FC, work=work, chain=Chain()), ORIN, True) for work in works),
+        *((replace(FC, chain=chain), ORIN, True) for chain in chains),
+        (replace(FC, work=dram, chain=Chain(memory=9**6)), ORIN, True),
+    ]
     before = [model(k, m, jetson=j).us for k, m, j in kernels]
     monkeypatch.setitem(CONSTANTS, name, replace(constant, value=constant.value * 1.5))
     assert [model(k, m, jetson=j).us for k, m, j in kernels] != before

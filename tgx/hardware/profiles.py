@@ -433,7 +433,7 @@ def machine(profile: Profile, mode: str = "") -> Machine:
                 f"{user_folder()}/{profile.id}.toml, then edit it",
             )
         if chosen.name:
-            assumed.append(f"{what} in mode {chosen.name} is unknown: the board's most, {whole:g}")
+            assumed.append(f"{what} in mode {chosen.name} is unknown: the board's best, {whole:g}")
         return whole
 
     sms, gpu_mhz = int(pick("sms", "the number of SMs")), pick("gpu_mhz", "the GPU clock")
@@ -449,7 +449,7 @@ def machine(profile: Profile, mode: str = "") -> Machine:
     if emc is not None and emc_most:
         bandwidth = full * emc / emc_most
     elif chosen.name:
-        assumed.append(f"the memory clock in mode {chosen.name} is unknown: its best, {full:g} GB/s")
+        assumed.append(f"the memory clock in mode {chosen.name} is unknown: {full:g} GB/s at best")
     l2 = profile.number_of("l2")
     if l2 is None:
         assumed.append("the size of the L2 cache is unknown: the DRAM bound is left out")
