@@ -384,6 +384,7 @@ class Program:
     bytes: int = -1
     lds_bytes: int = -1
     compile_us: float = -1.0
+    sources: tuple[tuple[int, ...], ...] = ()
 
     def pane(self, level: str) -> Code | None:
         """The code at one level, or None where it was not recorded."""
@@ -550,7 +551,9 @@ class Pass:
     passes of one owner; ``before`` and ``after`` are the rows of the whole graph's root before and
     after the pass: following ``srcs`` from there gives the graph. ``steps`` are flat, four numbers
     each (kind index, old, new, rule); read ``len(p)`` and ``p[i]``. ``matches`` counts the rules
-    that fired. ``depth`` > 0 is a pass inside a pass.
+    that fired. ``depth`` > 0 is a pass inside a pass. Steps happened ``bottom_up`` (rules before
+    sources) or top down (after); in a ``walk`` what a rule made was not looked at again.
+    `tgx.passes.replay` applies the steps again.
     """
 
     id: int
@@ -562,6 +565,7 @@ class Pass:
     after: int = -1
     depth: int = 0
     bottom_up: bool = False
+    walk: bool = False
     matches: int = 0
     steps: tuple[int, ...] = ()
 
@@ -855,6 +859,18 @@ class Trace:
     def places(self, kernel: int) -> tuple[str, ...]:
         """A kernel's source lines as ``mnist.py:12``."""
         return tuple(f"{self.file(file).path}:{line}" for file, line in self.kernel(kernel).lines)
+
+    def uop_origins(self, kernel: int) -> tuple[tuple[int, ...], ...]:
+        """For each UOp of a kernel's program, the origins it comes from; () if not recorded."""
+        k = self.kernel(kernel)
+        if k.program < 0 or k.ast < 0:
+            return ()
+        origins = self.graph(k.ast).origins
+        sources = self.program(k.program).sources
+        return tuple(
+            tuple(dict.fromkeys(o for i in row if i < len(origins) for o in origins[i]))
+            for row in sources
+        )
 
     def kernels_at(self, file: int, line: int) -> tuple[int, ...]:
         """The kernels a source line became part of."""

@@ -169,7 +169,7 @@ def pictures(t: Trace) -> Iterable[tuple[str, dict[str, Any]]]:
         if t.schedule(s).kernels:
             yield f"schedule-{s}", {"what": "schedule", "id": s}
         if t.schedule(s).lazy >= 0:
-            yield f"lazy-{s}", {"what": "lazy", "id": t.schedule(s).lazy}
+            yield f"lazy-{s}", {"what": "lazy", "id": s}
         yield f"debug-{s}", {"what": "debug", "id": s}
     kernels = [k for s in shown for k in t.schedule(s).kernels]
     slow = sorted(kernels, key=lambda k: -t.time_us(k))[:MOST_KERNELS]

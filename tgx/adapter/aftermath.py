@@ -1,8 +1,13 @@
-"""What is worked out once the program has ended: loop nests, and code at the levels below the source."""
+"""What is joined to the trace once the program has ended: what compile workers saw, code below the source."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tgx import model
+from tgx.adapter import panes, steps
 
 if TYPE_CHECKING:
     from tgx.adapter.capture import Session
@@ -10,5 +15,52 @@ if TYPE_CHECKING:
 
 
 def complete(recorder: Recorder, session: Session) -> list[str]:
-    """Adds to the programs; says what could not be added."""
-    return []
+    """Adds to the programs; returns sentences about what could not be added."""
+    seen = dict(session.fragments)
+    for fragment in steps.fragments(session.spool):
+        for p in fragment.programs:
+            seen.setdefault(p.key, fragment)
+    shutil.rmtree(session.spool, ignore_errors=True)
+    missing: list[str] = []
+    unseen = 0
+    slowest = _slowest(recorder, session)
+    for number, prg in recorder.program_uops.items():
+        record = recorder.program_records[number]
+        fragment = seen.get(prg.key.hex())
+        if fragment is not None:
+            known = fragment.programs[0]
+            record = replace(record, opts=known.opts, loops=known.loops, sources=known.sources,
+                             compile_us=known.compile_us)
+            recorder.bundle(steps.joined(recorder, fragment, program=number))
+            recorder.flush()
+        else:
+            unseen += 1
+        try:
+            if session.level == "full" or number in slowest:
+                record = panes.added(record, prg)
+        except Exception as e:
+            text = f"code below the source is missing: {type(e).__name__}: {str(e)[:200]}"
+            if text not in missing:
+                missing.append(text)
+        recorder.program_records[number] = record
+        recorder.bundle([("programs", record)])
+    if unseen:
+        missing.append(f"{unseen} kernels were compiled before the recording began: their "
+                       f"optimisation decisions were not seen")
+    return missing
+
+
+MOST_PANES = 12
+
+
+def _slowest(recorder: Recorder, session: Session) -> set[int]:
+    """At level "kernels", the programs whose assembly is worth its cost: those that took longest."""
+    total: dict[int, float] = {}
+    for kernel, times in session.times.items():
+        program = recorder.kernels[kernel].program
+        if program >= 0:
+            total[program] = total.get(program, 0.0) + sum(times)
+    return set(sorted(total, key=lambda p: -total[p])[:MOST_PANES])
+
+
+__all__ = ["Any", "complete", "model"]

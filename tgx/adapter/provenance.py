@@ -189,7 +189,8 @@ class FollowedRewrite(RewriteContext):
         recorder = self.follow.recorder
         self.recorded = None
         if recorder is not None:
-            self.recorded = recorder.begin(self.name, caller.get("sink"), bpm is not None)
+            self.recorded = recorder.begin(
+                self.name, caller.get("sink"), bpm is not None, bool(caller.get("walk")))
 
     def pm_rewrite(self, x: UOp) -> UOp | None:
         result, pattern = first_match(self.pm, x, self.ctx)

@@ -70,11 +70,13 @@ class Recorder:
         self.buffers: dict[int, model.Buffer] = {}
         self.programs: dict[bytes, int] = {}
         self.program_uops: dict[int, UOp] = {}
+        self.program_records: dict[int, model.Program] = {}
         self.asts: dict[int, UOp] = {}
         self.realizes: dict[int, model.Realize] = {}
         self.arguments: dict[int, list[int]] = {}  # kernel -> buffers, in the order of its arguments
-        self.graphs = 0
-        self.boundaries = 0
+        self.graphs = self.boundaries = self.pass_count = 0
+        self.rules: dict[tuple[str, int], int] = {}
+        self.costs: dict[int, tuple[int, int]] = {}
         self.changed: set[int] = set()
         self.waiting: list[tuple[str, Any]] = []
         self.root = _root(environment.program)
@@ -128,7 +130,8 @@ class Recorder:
                 tuple(self.frame(p) for p in r.places), (r.label,) if r.label else ())))
         return number
 
-    def _write_waiting(self) -> None:
+    def flush(self) -> None:
+        """Writes what other records already refer to."""
         if self.waiting:
             waiting, self.waiting = self.waiting, []
             self.writer.bundle(waiting)
@@ -186,7 +189,7 @@ class Recorder:
                            name=self._schedule_name(asked, jit, build),
                            planned_bytes=build.planned, unplanned_bytes=build.unplanned)
         self.schedules[number] = schedule
-        self._write_waiting()
+        self.flush()
         self.writer.bundle([
             ("schedules", schedule), *(("buffers", b) for b in build.buffers.values()),
             *(("kernels", k) for k in build.kernels),
@@ -257,7 +260,7 @@ class Recorder:
         self.realizes[realize] = replace(self.realizes[realize], end_us=ended)
         self.waiting.append(("realizes", self.realizes[realize]))
         if len(self.waiting) > 500:
-            self._write_waiting()
+            self.flush()
 
     def owns(self, realize: int, kernel: int) -> bool:
         return self.kernels[kernel].schedule == self.realizes[realize].schedule
@@ -272,7 +275,7 @@ class Recorder:
         if number is None:
             number = self.programs[prg.key] = len(self.programs)
             self.program_uops[number] = prg
-            uops = self.graph("uops", prg.arg.name, [*_closed(linear.src)])
+            uops = self.graph("uops", prg.arg.name, [*closed(linear.src)])
             source = prg.src[2].arg if len(prg.src) > 2 else ""
             estimates = getattr(sink.arg, "estimates", None)
 
@@ -280,23 +283,22 @@ class Recorder:
                 return int(sym_infer(x, var_vals)) if x is not None else -1
 
             code = (model.Code("source", source, _language(source)),) if source else ()
-            self.waiting.append(("programs", model.Program(
+            record = _path(source)
+            self.program_records[number] = model.Program(
                 number, ansistrip(prg.arg.name), known.device, prg.key.hex()[:16], uops=uops,
                 global_size=tuple(str(g) for g in prg.arg.global_size),
                 local_size=tuple(str(g) for g in prg.arg.local_size or ()), code=code,
                 flops=number_of(getattr(estimates, "ops", None)),
                 bytes=number_of(getattr(estimates, "mem", None)),
-                lds_bytes=number_of(getattr(estimates, "lds", None)))))
-            self.estimated = (number_of(getattr(estimates, "ops", None)),
-                              number_of(getattr(estimates, "mem", None)))
-            self.costs[number] = self.estimated
+                lds_bytes=number_of(getattr(estimates, "lds", None)), **record)
+            self.waiting.append(("programs", self.program_records[number]))
+            self.costs[number] = (number_of(getattr(estimates, "ops", None)),
+                                  number_of(getattr(estimates, "mem", None)))
         flops, nbytes = self.costs[number]
         self.kernels[kernel] = replace(known, program=number, flops=flops, bytes=nbytes,
                                        tinygrad_name=ansistrip(prg.arg.name))
-        self._write_waiting()
+        self.flush()
         self.writer.bundle([("kernels", self.kernels[kernel])])
-
-    costs: dict[int, tuple[int, int]] = {}
 
     # **** the end ****
 
@@ -316,7 +318,7 @@ class Recorder:
         self.waiting += [("memory", m) for m in session.memory]
         self.waiting += [("events", e) for e in session.events]
         self.waiting += [("files", f) for f in self._file_texts()]
-        self._write_waiting()
+        self.flush()
         self.environment = replace(self.environment, ended=ended, error=error,
                                    exit_code=exit_code, missing=tuple(missing))
         self.writer.write("environment", self.environment)
@@ -677,7 +679,7 @@ def _shape(node: UOp) -> str:
         return ""
 
 
-def _closed(nodes: Sequence[UOp]) -> Iterator[UOp]:
+def closed(nodes: Sequence[UOp]) -> Iterator[UOp]:
     """A program's nodes with any source that the list itself leaves out (shapes) before its user."""
     seen: set[UOp] = set()
     for n in nodes:
@@ -708,6 +710,16 @@ def _language(source: str) -> str:
     if ".visible .entry" in source or source.lstrip().startswith(".version"):
         return "ptx"
     return "c"
+
+
+def _path(source: str) -> dict[str, str]:
+    """TGX's own record of how it made a kernel; nothing on other devices."""
+    from tgx.devices.record import record_of
+
+    record = record_of(source)
+    if record is None:
+        return {}
+    return {"path": record.path, "path_reason": record.tile or record.reason}
 
 
 def _root(program: str) -> str:

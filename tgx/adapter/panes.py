@@ -1,0 +1,63 @@
+"""A program's code at every level: what the renderer wrote, LLVM IR before and after optimisation, assembly."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinygrad.uop.ops import UOp
+
+from tgx import model
+
+
+def added(record: model.Program, prg: UOp) -> model.Program:
+    """A program with the panes below its source."""
+    source = prg.src[2].arg if len(prg.src) > 2 else ""
+    binary = prg.src[3].arg if len(prg.src) > 3 else b""
+    code = list(record.code)
+    have = {c.level for c in code}
+    compiler = _compiler(record.device)
+    for c in _below(record.device, compiler, source, binary):
+        if c.level not in have and c.text:
+            code.append(c)
+    return replace(record, code=tuple(code))
+
+
+@functools.cache
+def _compiler(device: str) -> Any:
+    from tinygrad import Device
+
+    try:
+        return Device[device.split(",")[0]].renderer.compiler
+    except Exception:  # a device that is not here: a trace can still be made of its source
+        return None
+
+
+def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model.Code]:
+    if hasattr(compiler, "optimized_ir"):  # TGX: its compiler shows every level itself
+        return [model.Code("ir_opt", compiler.optimized_ir(source), "llvm"),
+                model.Code("asm", compiler.assembly(source), "asm")]
+    if source.lstrip().startswith((".version", "//")) and ".visible" in source:
+        return [model.Code("ptx", source, "ptx")]
+    if binary[:4] == b"\x7fELF" or device.startswith("CPU"):
+        return [model.Code("asm", disassembled(binary), "asm")] if binary else []
+    return []
+
+
+def disassembled(binary: bytes) -> str:
+    """An object file's machine code as text, with the system's objdump; "" where there is none."""
+    tool = shutil.which("objdump") or shutil.which("llvm-objdump")
+    if tool is None or binary[:4] != b"\x7fELF":
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        path.write_bytes(binary)
+        done = subprocess.run([tool, "-d", "--no-show-raw-insn", str(path)], capture_output=True,
+                              text=True, timeout=30)
+    lines = done.stdout.splitlines()
+    return "\n".join(line for line in lines if line and "file format" not in line)
