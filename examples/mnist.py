@@ -21,7 +21,7 @@ from guide_data import DataError, Digits, mnist
 from guide_report import Report, Stop, progress_bar
 from tinygrad import Context, Device, Tensor, TinyJit, Variable, nn
 
-DEFAULTS = {"mlp": {"epochs": 5, "lr": 2e-3}, "cnn": {"epochs": 3, "lr": 1e-3}}
+DEFAULTS = {"mlp": {"epochs": 5, "lr": 2e-3}, "cnn": {"epochs": 3, "lr": 3e-3}}
 EVERY = 10  # steps between two readings of loss and accuracy
 TEST_BATCH = 500
 
@@ -225,7 +225,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batchnorm", action="store_true", help="batch normalisation in the CNN")
     parser.add_argument("--epochs", type=number(int), help="default: 5 (mlp), 3 (cnn)")
     parser.add_argument("--batch", type=number(int), default=64, help="default: 64")
-    parser.add_argument("--lr", type=number(float), help="first learning rate; falls to 0")
+    parser.add_argument("--lr", type=number(float), help="at first; falls to 0 (2e-3, 3e-3)")
     parser.add_argument("--seed", type=number(int, -1), default=0, help="of weights and shuffling")
     parser.add_argument("--data", type=Path, metavar="DIR", help="idx files: plain, gz or xz")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep weights, metrics and curves")
