@@ -17,6 +17,7 @@ and tinygrad's ordinary path compiles the kernel.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -126,17 +127,35 @@ class Node:
                 stack.extend((s, False) for s in reversed(node.src))
 
     def __str__(self) -> str:
+        """The expression as a tree. What a long one uses twice is written once, under a name: a
+        polynomial of a polynomial, as a tree, doubles in length with every level."""
+        nodes, names, lines = list(self.walk()), dict[Node, str](), []
+        size: dict[Node, int] = {}
+        for n in nodes:
+            size[n] = 1 + sum(size[s] for s in n.src)
+        if size[self] > 100:
+            uses = Counter(s for n in nodes for s in n.src)
+            for n in nodes:
+                if uses[n] > 1 and n.src:
+                    lines.append(f"t{len(names)} = {n.text(names)}")
+                    names[n] = f"t{len(names)}"
+        return "\n  ".join([*lines, self.text(names)])
+
+    def text(self, names: dict[Node, str]) -> str:
+        """The expression, with the nodes in `names` written by their names."""
+        if (known := names.get(self)) is not None: return known
+        src = [s.text(names) for s in self.src]
         match self.op:
             case "load": return str(self.arg)
             case "const": return str(self.arg)
             case "index": return f"({self.arg})"
             case "mask": return " & ".join(map(str, self.arg)) or "true"
-            case "sum": return f"{self.arg.name.lower()}({self.src[0]})"
-            case "where": return f"({self.src[0]} ? {self.src[1]} : {self.src[2]})"
-            case "cast": return f"{self.dtype.name}({self.src[0]})"
+            case "sum": return f"{self.arg.name.lower()}({src[0]})"
+            case "where": return f"({src[0]} ? {src[1]} : {src[2]})"
+            case "cast": return f"{self.dtype.name}({src[0]})"
         if (sign := {"add": "+", "mul": "*", "cmplt": "<", "cmpne": "!=", "and": "&"}.get(self.op)):
-            return f"({self.src[0]} {sign} {self.src[1]})"
-        return f"{self.op}({', '.join(map(str, self.src))})"
+            return f"({src[0]} {sign} {src[1]})"
+        return f"{self.op}({', '.join(src)})"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1530 @@
+"""The generator of random tensor programs: the only one in this project.
+
+A program is data: a few seeded inputs and a list of steps, each an operation of the table `OPS`
+on earlier values.  One row of that table says everything about an operation: the tinygrad
+expression (what `source()` prints is the very text that `run_tinygrad()` executes), its meaning
+in NumPy, and the type of its result.  So a program can be
+
+* made:      `random_program(random.Random(7), size=2, families=("conv",))`
+* run:       `run_tinygrad(program, "TGX", jit=True, backward=True)`
+* predicted: `run_numpy(program)`, in float64 for floats and exactly for integers
+* compared:  `check(program, "TGX", backward=True)` raises with a script that shows the error
+* printed:   `source(program)`, a stand-alone tinygrad script
+* kept:      `to_json(program)` and `from_json(text)`
+* shrunk:    `shrink(program, fails)`, a smaller program that still fails
+
+How near is near enough?  tinygrad's own tolerances (`TOLERANCE`, from its test_ops and
+test_dtype_alu) hold for one well-conditioned operation, not for a chain that subtracts two nearly
+equal numbers or stands at the kink of a relu.  So the reference runs several times more with a
+little noise after every step, of the size of the type's rounding error: where noise moves an
+element, the device may move it as far.  Integers that noise changes (the floor of 2.9999999)
+are not compared.  `check` reports how many elements stayed comparable, and tests hold it high.
+
+Gradients are compared with central differences of the float64 reference: at corner and random
+entries of each input, and along random directions through whole slabs, which reach every entry.
+Where the two one-sided differences disagree there is a kink, and nothing to compare.
+
+The generator keeps a running reference of what it builds and throws a step away that would
+overflow, divide by zero or leave a function's domain.  Inputs are never zero.
+
+    python tests/programs.py --seed 7 --family conv                    # print a program
+    python tests/programs.py --seed 7 --family conv --device CPU       # and check it
+    python tests/programs.py --count 1000 --device TGX --backward      # check many
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# ------------------------------------------------------------------------------- number formats
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the reference must know of a dtype: storage in NumPy, rounding error, safe range."""
+
+    store: Any  # the NumPy type that the reference computes in
+    mantissa: int = 0  # bits after the leading one; inputs are drawn exactly representable
+    tiny: float = 0.0  # numbers below this may be flushed or lose bits
+    limit: float = math.inf  # the generator refuses values beyond this
+    atol: float = 0.0  # tinygrad's own tolerances
+    rtol: float = 0.0
+    draws: int = 4  # noisy runs: coarse formats tie often, so they need more
+
+    @property
+    def eps(self) -> float:
+        return 2.0 ** -(self.mantissa + 1) if self.mantissa else 0.0
+
+
+FORMATS = {
+    "bool": Format(np.bool_),
+    "int8": Format(np.int8),
+    "int16": Format(np.int16),
+    "int32": Format(np.int32),
+    "int64": Format(np.int64),
+    "uint8": Format(np.uint8),
+    "uint16": Format(np.uint16),
+    "uint32": Format(np.uint32),
+    "uint64": Format(np.uint64),
+    "fp8e4m3": Format(np.float64, 3, 2.0**-6, 200, 1e-1, 1e-1, 16),
+    "fp8e5m2": Format(np.float64, 2, 2.0**-14, 1e4, 1.0, 5e-1, 16),
+    "float16": Format(np.float64, 10, 2.0**-14, 8e3, 1e-3, 1e-2, 8),
+    "bfloat16": Format(np.float64, 7, 2.0**-126, 1e6, 1e-3, 2e-2, 10),
+    "float32": Format(np.float64, 23, 2.0**-126, 1e6, 1e-6, 1e-3, 4),
+    "float64": Format(np.float64, 52, 0.0, 1e9, 1e-10, 1e-7, 4),
+}
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+FP8 = ("fp8e4m3", "fp8e5m2")
+INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+GRAD_ATOL, GRAD_RTOL = {"float64": 1e-8, "float32": 1e-4}, {"float64": 1e-6, "float32": 1e-3}
+
+
+def is_float(dtype: str) -> bool:
+    return FORMATS[dtype].mantissa > 0
+
+
+# ------------------------------------------------------------------------------------- programs
+
+
+@dataclass(frozen=True)
+class Input:
+    """A seeded tensor.  kind: "small" numbers, "wide" (every bit of an int), or "index" < high."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    seed: int
+    kind: str = "small"
+    high: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of OPS, the values it reads (inputs are numbered first, then steps), its arguments."""
+
+    op: str
+    reads: tuple[int, ...]
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """Inputs, then steps.  Every value that no later step reads is an output."""
+
+    inputs: tuple[Input, ...]
+    steps: tuple[Step, ...]
+    family: str = ""
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        read = {i for step in self.steps for i in step.reads}
+        first = len(self.inputs)
+        return tuple(i for i in range(first, first + len(self.steps)) if i not in read)
+
+
+def make_values(shape, dtype, seed, kind="small", high=0):
+    """The numbers of an Input: exactly representable in its dtype, and never zero."""
+    rng = np.random.default_rng(seed)
+    if kind == "index":
+        return np.asarray(rng.integers(0, high, size=shape), dtype=dtype)
+    if dtype == "bool":
+        return np.asarray(rng.integers(0, 2, size=shape), dtype=np.bool_)
+    bits = {"fp8e4m3": 3, "fp8e5m2": 2, "float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+    if dtype in bits:  # sign * 1.mantissa * 2^exponent, from 0.25 up to 2 in magnitude
+        steps = 2 ** bits[dtype]
+        mantissa = 1 + rng.integers(0, steps, size=shape) / steps
+        sign = rng.choice([-1.0, 1.0], size=shape)
+        return np.asarray(sign * mantissa * 2.0 ** rng.integers(-2, 1, size=shape))
+    info = np.iinfo(dtype)
+    lo, hi = (info.min, info.max) if kind == "wide" else (max(info.min, -9), 9)
+    values = rng.integers(lo, hi, size=shape, dtype=np.dtype(dtype), endpoint=True)
+    return np.where(values == 0, np.array(1, dtype), values)
+
+
+def storable(dtype: str) -> str:
+    """The NumPy dtype through which an input of this dtype travels."""
+    return "float32" if dtype in (*FP8, "bfloat16") else dtype
+
+
+# ---------------------------------------------------------------- operations: the NumPy meanings
+
+
+def _erf(x):
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
+
+
+def _axes(axis, ndim):
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+def _logsumexp(x, axis, keepdim):
+    m = x.max(axis=axis, keepdims=True)
+    out = np.log(np.exp(x - m).sum(axis=axis, keepdims=True)) + m
+    return out if keepdim else np.squeeze(out, axis=_axes(axis, x.ndim))
+
+
+def _softmax(x, axis):
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def _layernorm(x, axis, eps):
+    mean = x.mean(axis=axis, keepdims=True)
+    return (x - mean) / np.sqrt(x.var(axis=axis, keepdims=True) + eps)
+
+
+def _pads(flat):
+    """(left, right, top, bottom), the last axis first, to a pair per axis, the first axis first."""
+    return tuple(zip(flat[::2], flat[1::2], strict=True))[::-1]
+
+
+def _windows(x, kernel, stride, dilation):
+    """A view (..., outputs per axis, taps per axis) of the last len(kernel) axes."""
+    n = len(kernel)
+    lead, spatial = x.shape[: x.ndim - n], x.shape[x.ndim - n :]
+    counts = tuple((s - d * (k - 1) - 1) // st + 1
+                   for s, k, st, d in zip(spatial, kernel, stride, dilation, strict=True))
+    strides = x.strides[x.ndim - n :]
+    return np.lib.stride_tricks.as_strided(
+        x, lead + counts + tuple(kernel),
+        x.strides[: x.ndim - n] + tuple(s * st for s, st in zip(strides, stride, strict=True))
+        + tuple(s * d for s, d in zip(strides, dilation, strict=True)), writeable=False)
+
+
+def _conv(x, w, groups, stride, dilation, padding):
+    n = w.ndim - 2
+    x = np.pad(x, ((0, 0), (0, 0), *_pads(padding)))
+    win = _windows(x, w.shape[2:], stride, dilation)  # batch, channel, out..., tap...
+    batch, out = x.shape[0], win.shape[2 : 2 + n]
+    win = win.reshape(batch, groups, x.shape[1] // groups, *win.shape[2:])
+    taps = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+    o, t = "xyz"[:n], "uvw"[:n]
+    y = np.einsum(f"bgc{o}{t},gkc{t}->bgk{o}", win, taps, optimize=True)
+    return y.reshape(batch, w.shape[0], *out)
+
+
+def _conv_transpose(x, w, groups, stride, dilation, padding):
+    n = w.ndim - 2
+    batch, cin = x.shape[:2]
+    per = w.shape[1]
+    full = tuple((s - 1) * st + d * (k - 1) + 1 for s, st, d, k in
+                 zip(x.shape[2:], stride, dilation, w.shape[2:], strict=True))
+    out = np.zeros((batch, groups, per, *full), dtype=x.dtype)
+    xg = x.reshape(batch, groups, cin // groups, *x.shape[2:])
+    wg = w.reshape(groups, cin // groups, per, *w.shape[2:])
+    o = "xyz"[:n]
+    for tap in np.ndindex(*w.shape[2:]):  # each weight tap adds one shifted copy of the input
+        where = tuple(slice(t * d, t * d + (s - 1) * st + 1, st) for t, d, s, st in
+                      zip(tap, dilation, x.shape[2:], stride, strict=True))
+        out[(slice(None),) * 3 + where] += np.einsum(
+            f"bgc{o},gck->bgk{o}", xg, wg[(slice(None),) * 3 + tap], optimize=True)
+    out = out.reshape(batch, groups * per, *full)
+    cut = tuple(slice(a, s - b) for (a, b), s in zip(_pads(padding), full, strict=True))
+    return out[(slice(None), slice(None), *cut)]
+
+
+def _max_pool(x, kernel, stride, dilation, padding):
+    low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    x = np.pad(x, ((0, 0),) * (x.ndim - len(kernel)) + _pads(padding), constant_values=low)
+    win = _windows(x, kernel, stride, dilation)
+    return win.max(axis=tuple(range(-len(kernel), 0)))
+
+
+def _avg_pool(x, kernel, stride, dilation, padding, count_include_pad):
+    edge = ((0, 0),) * (x.ndim - len(kernel)) + _pads(padding)
+    axes = tuple(range(-len(kernel), 0))
+    total = _windows(np.pad(x, edge), kernel, stride, dilation).sum(axis=axes)
+    ones = np.pad(np.ones_like(x), edge, constant_values=1.0 if count_include_pad else 0.0)
+    return total / _windows(ones, kernel, stride, dilation).sum(axis=axes)
+
+
+def _pad_mode(x, pads, mode):
+    return np.pad(x, pads, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
+
+
+def _scatter_add(x, index, source, dim):
+    out = x.copy()
+    where = list(np.indices(index.shape))
+    where[dim] = index
+    np.add.at(out, tuple(where), source[tuple(slice(s) for s in index.shape)])
+    return out
+
+
+def _attention(q, k, v, causal):
+    scores = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], dtype=bool)), scores, -np.inf)
+    return _softmax(scores, -1) @ v
+
+
+def _cross_entropy(x, labels):
+    logp = x - _logsumexp(x, -1, True)
+    return -np.take_along_axis(logp, labels[:, None].astype(np.int64), 1).mean()
+
+
+def _round(x):
+    return np.round(x)  # half to even, as tinygrad does
+
+
+# ----------------------------------------------------------------------- operations: the table
+
+
+def _same(dtypes, args):
+    return dtypes[0]
+
+
+def _bool(dtypes, args):
+    return "bool"
+
+
+def _second(dtypes, args):
+    return dtypes[1]
+
+
+def _int32(dtypes, args):
+    return "int32"
+
+
+def _argument(dtypes, args):
+    return args[0]
+
+
+def _sum_type(dtypes, args):
+    """tinygrad sums small integers in 32 bits, and keeps a float's type."""
+    d = dtypes[0]
+    return {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "uint32",
+            "uint16": "uint32"}.get(d, d)
+
+
+def _mean_type(dtypes, args):
+    return dtypes[0] if is_float(dtypes[0]) else "float32"
+
+
+@dataclass(frozen=True)
+class Op:
+    """source: the tinygrad expression; {x} {y} {z} are values, {0} {1} … arguments."""
+
+    source: str
+    numpy: Callable[..., Any]
+    dtype: Callable[[Sequence[str], Sequence[Any]], str] = _same
+    rounds: bool = True  # False: it only moves values about, so its result is exact
+    sums: bool = False  # it accumulates many terms: noise on its operands as well
+
+
+def _moves(source: str, numpy: Callable[..., Any], dtype=_same) -> Op:
+    return Op(source, numpy, dtype, rounds=False)
+
+
+UNARY = {
+    "neg": Op("-{x}", lambda x: -x, rounds=False),
+    "abs": Op("{x}.abs()", np.abs, rounds=False),
+    "relu": Op("{x}.relu()", lambda x: np.maximum(x, 0), rounds=False),
+    "square": Op("{x}.square()", lambda x: x * x),
+    "sign": Op("{x}.sign()", np.sign, rounds=False),
+}
+UNARY_FLOAT = {
+    "exp": Op("{x}.exp()", np.exp),
+    "exp2": Op("{x}.exp2()", np.exp2),
+    "log": Op("{x}.log()", np.log),
+    "log2": Op("{x}.log2()", np.log2),
+    "sqrt": Op("{x}.sqrt()", np.sqrt),
+    "rsqrt": Op("{x}.rsqrt()", lambda x: 1 / np.sqrt(x)),
+    "reciprocal": Op("{x}.reciprocal()", lambda x: 1 / x),
+    "sin": Op("{x}.sin()", np.sin),
+    "cos": Op("{x}.cos()", np.cos),
+    "tanh": Op("{x}.tanh()", np.tanh),
+    "sigmoid": Op("{x}.sigmoid()", lambda x: 1 / (1 + np.exp(-x))),
+    "silu": Op("{x}.silu()", lambda x: x / (1 + np.exp(-x))),
+    "gelu": Op("{x}.gelu()", lambda x: 0.5 * x * (
+        1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+    "softplus": Op("{x}.softplus()", lambda x: np.logaddexp(x, 0)),
+    "elu": Op("{x}.elu()", lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
+    "leaky_relu": Op("{x}.leaky_relu()", lambda x: np.where(x > 0, x, 0.01 * x)),
+    "hardswish": Op("{x}.hardswish()", lambda x: x * np.clip(x + 3, 0, 6) / 6),
+    "softsign": Op("{x}.softsign()", lambda x: x / (1 + np.abs(x))),
+    "atan": Op("{x}.atan()", np.arctan),
+    "erf": Op("{x}.erf()", _erf),
+    "floor": Op("{x}.floor()", np.floor),
+    "ceil": Op("{x}.ceil()", np.ceil),
+    "trunc": Op("{x}.trunc()", np.trunc),
+    "round": Op("{x}.round()", _round),
+    "add_const": Op("{x} + {0}", lambda x, c: x + c),
+    "mul_const": Op("{x} * {0}", lambda x, c: x * c),
+    "rsub_const": Op("{0} - {x}", lambda x, c: c - x),
+    "pow_const": Op("{x} ** {0}", lambda x, c: x**c),
+    "clip": Op("{x}.clip({0}, {1})", np.clip),
+}
+UNARY_INT = {
+    "not": Op("~{x}", lambda x: ~x),
+    "shl": Op("{x} << {0}", lambda x, n: np.left_shift(x, np.array(n, x.dtype))),
+    "shr": Op("{x} >> {0}", lambda x, n: np.right_shift(x, np.array(n, x.dtype))),
+    "idiv_const": Op("{x} // {0}", lambda x, c: np.floor_divide(x, np.array(c, x.dtype))),
+    "mod_const": Op("{x} % {0}", lambda x, c: np.mod(x, np.array(c, x.dtype))),
+    "add_int": Op("{x} + {0}", lambda x, c: x + np.array(c, x.dtype)),
+    "mul_int": Op("{x} * {0}", lambda x, c: x * np.array(c, x.dtype)),
+}
+BINARY = {
+    "add": Op("{x} + {y}", lambda x, y: x + y),
+    "sub": Op("{x} - {y}", lambda x, y: x - y),
+    "mul": Op("{x} * {y}", lambda x, y: x * y),
+    "maximum": Op("{x}.maximum({y})", np.maximum, rounds=False),
+    "minimum": Op("{x}.minimum({y})", np.minimum, rounds=False),
+}
+BINARY_FLOAT = {"div": Op("{x} / {y}", lambda x, y: x / y)}
+BINARY_INT = {
+    "and": Op("{x} & {y}", np.bitwise_and),
+    "or": Op("{x} | {y}", np.bitwise_or),
+    "xor": Op("{x} ^ {y}", np.bitwise_xor),
+    "idiv": Op("{x} // {y}", np.floor_divide),
+    "mod": Op("{x} % {y}", np.mod),
+}
+BINARY_BOOL = {
+    "and": BINARY_INT["and"],
+    "or": BINARY_INT["or"],
+    "xor": BINARY_INT["xor"],
+}
+COMPARE = {
+    "lt": Op("{x} < {y}", np.less, _bool),
+    "ge": Op("{x} >= {y}", np.greater_equal, _bool),
+    "eq": Op("{x}.eq({y})", np.equal, _bool),
+    "ne": Op("{x}.ne({y})", np.not_equal, _bool),
+}
+MOVEMENT = {
+    "reshape": _moves("{x}.reshape({0})", np.reshape),
+    "permute": _moves("{x}.permute({0})", np.transpose),
+    "expand": _moves("{x}.expand({0})", np.broadcast_to),
+    "flip": _moves("{x}.flip({0})", lambda x, axes: np.flip(x, axes)),
+    "slice": _moves("{x}[tuple(slice(*s) for s in {0})]",
+                    lambda x, parts: x[tuple(slice(*s) for s in parts)]),
+    "pad": _moves("{x}.pad({0}, value={1})",
+                  lambda x, pads, value: np.pad(x, pads, constant_values=value)),
+    "pad_mode": _moves("{x}.pad({0}, mode={1})", _pad_mode),
+    "cat": _moves("{x}.cat({y}, dim={0})", lambda x, y, dim: np.concatenate([x, y], dim)),
+    "stack": _moves("{x}.stack({y}, dim={0})", lambda x, y, dim: np.stack([x, y], dim)),
+    "roll": _moves("{x}.roll({0}, {1})", np.roll),
+    "repeat": _moves("{x}.repeat({0})", np.tile),
+    "repeat_interleave": _moves("{x}.repeat_interleave({0}, {1})", np.repeat),
+    "diagonal": _moves("{x}.diagonal({0})", lambda x, offset: np.diagonal(x, offset)),
+    "tril": _moves("{x}.tril({0})", np.tril),
+    "triu": _moves("{x}.triu({0})", np.triu),
+    "contiguous": _moves("{x}.contiguous()", lambda x: x),
+    "gather": _moves("{x}.gather({0}, {y})",
+                     lambda x, y, dim: np.take_along_axis(x, y.astype(np.int64), dim)),
+    "take": _moves("{x}[{y}]", lambda x, y: x[y.astype(np.int64)]),
+    "take_column": _moves("{x}[:, {y}]", lambda x, y: x[:, y.astype(np.int64)]),
+    "one_hot": _moves("{x}.one_hot({0})", lambda x, n: np.eye(n)[x.astype(np.int64)], _int32),
+    "where": _moves("{x}.where({y}, {z})", np.where, _second),
+    "masked_fill": _moves("{y}.masked_fill({x}, {0})",
+                          lambda x, y, value: np.where(x, np.array(value, y.dtype), y), _second),
+    "cast": Op("{x}.cast({0})", lambda x, dtype: x, _argument),
+    "bitcast": _moves("{x}.bitcast({0})", lambda x, dtype: x.view(dtype), _argument),
+}
+REDUCE = {
+    "sum": Op("{x}.sum({0}, keepdim={1})",
+              lambda x, axis, keep: np.sum(x, axis=axis, keepdims=keep), _sum_type, sums=True),
+    "max": _moves("{x}.max({0}, keepdim={1})",
+                  lambda x, axis, keep: np.max(x, axis=axis, keepdims=keep)),
+    "min": _moves("{x}.min({0}, keepdim={1})",
+                  lambda x, axis, keep: np.min(x, axis=axis, keepdims=keep)),
+    "prod": Op("{x}.prod({0}, keepdim={1})",
+               lambda x, axis, keep: np.prod(x, axis=axis, keepdims=keep, dtype=x.dtype),
+               sums=True),
+}
+REDUCE_FLOAT = {
+    "mean": Op("{x}.mean({0}, keepdim={1})",
+               lambda x, axis, keep: np.mean(x, axis=axis, keepdims=keep), _mean_type, sums=True),
+    "var": Op("{x}.var({0}, keepdim={1}, correction=0)",
+              lambda x, axis, keep: np.var(x, axis=axis, keepdims=keep), sums=True),
+    "std": Op("({x}.var({0}, keepdim={1}) + 0.5).sqrt()",
+              lambda x, axis, keep: np.sqrt(np.var(x, axis=axis, keepdims=keep, ddof=1) + 0.5),
+              sums=True),
+    "logsumexp": Op("{x}.logsumexp({0}, keepdim={1})", _logsumexp, sums=True),
+}
+REDUCE_BOOL = {
+    "any": _moves("{x}.any({0}, keepdim={1})",
+                  lambda x, axis, keep: np.any(x, axis=axis, keepdims=keep), _bool),
+    "all": _moves("{x}.all({0}, keepdim={1})",
+                  lambda x, axis, keep: np.all(x, axis=axis, keepdims=keep), _bool),
+}
+ONE_AXIS = {
+    "argmax": Op("{x}.argmax({0}, keepdim={1})",
+                 lambda x, axis, keep: np.argmax(x, axis=axis, keepdims=keep), _int32),
+    "argmin": Op("{x}.argmin({0}, keepdim={1})",
+                 lambda x, axis, keep: np.argmin(x, axis=axis, keepdims=keep), _int32),
+    "cumsum": Op("{x}.cumsum({0})", lambda x, axis: np.cumsum(x, axis=axis), _sum_type, sums=True),
+    "cumprod": Op("{x}.cumprod({0})", lambda x, axis: np.cumprod(x, axis=axis, dtype=x.dtype),
+                  sums=True),
+    "cummax": _moves("{x}.cummax({0})[0]", lambda x, axis: np.maximum.accumulate(x, axis=axis)),
+    "sort": _moves("{x}.sort({0})[0]", lambda x, axis: np.sort(x, axis=axis)),
+}
+NORMALISE = {
+    "softmax": Op("{x}.softmax({0})", _softmax, sums=True),
+    "log_softmax": Op("{x}.log_softmax({0})",
+                      lambda x, axis: x - _logsumexp(x, axis, True), sums=True),
+    "layernorm": Op("{x}.layernorm({0}, eps={1})", _layernorm, sums=True),
+    "attention": Op("{x}.scaled_dot_product_attention({y}, {z}, is_causal={0})",
+                    _attention, sums=True),
+    "cross_entropy": Op("{x}.cross_entropy({y})", _cross_entropy, sums=True),
+}
+CONTRACT = {
+    "matmul": Op("{x} @ {y}", np.matmul, sums=True),
+    "einsum": Op("Tensor.einsum({0}, {x}, {y})",
+                 lambda x, y, formula: np.einsum(formula, x, y), sums=True),
+    "conv": Op("{x}.conv2d({y}, groups={0}, stride={1}, dilation={2}, padding={3})",
+               _conv, sums=True),
+    "conv_transpose": Op(
+        "{x}.conv_transpose2d({y}, groups={0}, stride={1}, dilation={2}, padding={3})",
+        _conv_transpose, sums=True),
+    "max_pool": _moves("{x}.max_pool2d({0}, stride={1}, dilation={2}, padding={3})", _max_pool),
+    "avg_pool": Op("{x}.avg_pool2d({0}, stride={1}, dilation={2}, padding={3}, "
+                   "count_include_pad={4})", _avg_pool, sums=True),
+    "scatter_add": Op("{x}.scatter_reduce({0}, {y}, {z}, reduce='sum')",
+                      _scatter_add, sums=True),
+}
+OPS: dict[str, Op] = {
+    **UNARY, **UNARY_FLOAT, **UNARY_INT, **BINARY, **BINARY_FLOAT, **BINARY_INT, **COMPARE,
+    **MOVEMENT, **REDUCE, **REDUCE_FLOAT, **REDUCE_BOOL, **ONE_AXIS, **NORMALISE, **CONTRACT,
+}
+
+
+# ------------------------------------------------------------------------------- the reference
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Rounding errors, imitated: the same seed disturbs the same step in the same way."""
+
+    seed: int
+
+    def on(self, data: np.ndarray, dtype: str, place: int) -> np.ndarray:
+        if not is_float(dtype):
+            return data
+        form = FORMATS[dtype]
+        rng = np.random.default_rng((self.seed, place))
+        shake, shift = rng.uniform(-2, 2, (2, *data.shape))
+        return data * (1 + form.eps * shake) + form.tiny * form.eps * 4 * shift
+
+
+@dataclass(frozen=True)
+class Value:
+    dtype: str
+    data: np.ndarray
+
+
+def input_value(given: Input) -> Value:
+    data = make_values(given.shape, given.dtype, given.seed, given.kind, given.high)
+    return Value(given.dtype, data.astype(FORMATS[given.dtype].store))
+
+
+def apply_numpy(step: Step, reads: Sequence[Value], place: int, noise: Noise | None) -> Value:
+    """One step of the reference: float64 for every float, an integer's own width for integers."""
+    op = OPS[step.op]
+    dtype = op.dtype([v.dtype for v in reads], step.args)
+    data = [v.data for v in reads]
+    if noise is not None and op.sums:  # products are rounded to a half before they are summed
+        data = [noise.on(v.data, v.dtype, place * 8 + n + 1) for n, v in enumerate(reads)]
+    if op.dtype is _sum_type and not is_float(dtype):
+        data = [d.astype(FORMATS[dtype].store) for d in data]
+    with np.errstate(all="ignore"):
+        result = np.asarray(op.numpy(*data, *step.args))
+        if step.op == "cast" and reads[0].data.dtype.kind == "f" and not is_float(dtype):
+            if dtype != "bool":
+                result = np.trunc(result)
+        result = result.astype(FORMATS[dtype].store)
+    if noise is not None and op.rounds:
+        result = noise.on(result, dtype, place * 8)
+    return Value(dtype, result)
+
+
+def evaluate(program: Program, noise: Noise | None = None,
+             inputs: Sequence[np.ndarray] | None = None) -> list[Value]:
+    """Every value of the program, by NumPy; `inputs` replaces the seeded numbers."""
+    values = [input_value(i) for i in program.inputs]
+    if inputs is not None:
+        values = [Value(v.dtype, d) for v, d in zip(values, inputs, strict=True)]
+    for place, step in enumerate(program.steps):
+        values.append(apply_numpy(step, [values[i] for i in step.reads], place, noise))
+    return values
+
+
+def run_numpy(program: Program) -> list[np.ndarray]:
+    """The outputs, in float64 or exact integers."""
+    values = evaluate(program)
+    return [values[i].data for i in program.outputs]
+
+
+def noisy_runs(program: Program) -> int:
+    values = evaluate(program)
+    return max((FORMATS[v.dtype].draws for v in values if is_float(v.dtype)), default=0)
+
+
+def spread(program: Program, exact: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """How far rounding errors move each output element (inf where they make it NaN)."""
+    moved = [np.zeros(e.shape) for e in exact]
+    for seed in range(noisy_runs(program)):
+        values = evaluate(program, Noise(seed))
+        for n, i in enumerate(program.outputs):
+            with np.errstate(all="ignore"):
+                far = np.abs(values[i].data.astype(np.float64) - exact[n].astype(np.float64))
+            moved[n] = np.maximum(moved[n], np.where(np.isnan(far), np.inf, far))
+    return moved
+
+
+# ----------------------------------------------------------------------------------- gradients
+
+
+def cotangents(program: Program, outputs: Sequence[Value]) -> list[np.ndarray | None]:
+    """Weights of the outputs in the loss sum(weight * output); None for what is not a float."""
+    chosen = []
+    for n, value in enumerate(outputs):
+        rng = np.random.default_rng(1000 + n)
+        weights = rng.choice([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5], size=value.data.shape)
+        chosen.append(weights if is_float(value.dtype) else None)
+    return chosen
+
+
+def differentiable(program: Program) -> list[int]:
+    """The inputs that have gradients."""
+    return [n for n, i in enumerate(program.inputs) if is_float(i.dtype) and i.dtype not in FP8]
+
+
+def has_gradient(program: Program) -> bool:
+    values = evaluate(program)
+    return bool(differentiable(program)) and any(
+        is_float(values[i].dtype) and values[i].dtype not in FP8 for i in program.outputs)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A direction in the space of one input, and the loss's slope along it (None at a kink)."""
+
+    input: int
+    direction: np.ndarray
+    slope: float | None
+    spread: float
+
+
+def _loss(program: Program, weights: Sequence[np.ndarray | None],
+          inputs: Sequence[np.ndarray], noise: Noise | None) -> float:
+    values = evaluate(program, noise, inputs)
+    return sum(float((w * values[i].data).sum()) for i, w in zip(program.outputs, weights,
+                                                                 strict=True) if w is not None)
+
+
+def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterable[np.ndarray]:
+    """Corner and random entries, then slabs (first, last and random of each axis), then all."""
+    size = math.prod(shape)
+    for entry in {0, size - 1, *rng.integers(0, size, 3).tolist()}:
+        one = np.zeros(size)
+        one[entry] = 1.0
+        yield one.reshape(shape)
+    for axis, length in enumerate(shape):
+        for at in {0, length - 1, int(rng.integers(0, length))} if length > 1 else ():
+            slab = np.zeros(shape)
+            where = tuple(at if a == axis else slice(None) for a in range(len(shape)))
+            slab[where] = rng.choice([-1.0, 1.0], size=slab[where].shape)
+            yield slab
+    yield rng.choice([-1.0, 1.0], size=shape)
+
+
+def probes(program: Program, draws: int = 2) -> Iterable[Probe]:
+    """Slopes of the float64 reference by central differences."""
+    values = evaluate(program)
+    weights = cotangents(program, [values[i] for i in program.outputs])
+    base = [v.data for v in values[: len(program.inputs)]]
+    step = 2.0**-18
+    for n in differentiable(program):
+        rng = np.random.default_rng(n)
+        for direction in _directions(program.inputs[n].shape, rng):
+            slopes: list[float] = []
+            kink = False
+            for noise in (None, *(Noise(s) for s in range(draws))):
+                at = [_loss(program, weights, [d + k * step * direction if m == n else d
+                                               for m, d in enumerate(base)], noise)
+                      for k in (-1, 0, 1)]
+                left, right = (at[1] - at[0]) / step, (at[2] - at[1]) / step
+                kink |= not abs(left - right) <= 1e-5 + 1e-3 * (abs(left) + abs(right))
+                slopes.append((left + right) / 2)
+            yield Probe(n, direction, None if kink else slopes[0],
+                        max(abs(s - slopes[0]) for s in slopes))
+
+
+# ------------------------------------------------------------------------- programs in tinygrad
+
+
+def name(program: Program, i: int) -> str:
+    return f"x{i}" if i < len(program.inputs) else f"v{i - len(program.inputs)}"
+
+
+def expression(program: Program, step: Step) -> str:
+    values = dict(zip("xyz", (name(program, i) for i in step.reads), strict=False))
+    return OPS[step.op].source.format(*(repr(a) for a in step.args), **values)
+
+
+def function_source(program: Program, backward: bool = False) -> str:
+    """The text of `program(x0, …, w0, …)`: the outputs, then the gradients of the float inputs."""
+    first, outs = len(program.inputs), [name(program, i) for i in program.outputs]
+    params = [name(program, i) for i in range(first)]
+    lines = [f"{name(program, first + n)} = {expression(program, s)}"
+             for n, s in enumerate(program.steps)]
+    result = list(outs)
+    if backward:
+        values = evaluate(program)
+        floats = [n for n, i in enumerate(program.outputs) if is_float(values[i].dtype)]
+        params += [f"w{n}" for n in floats]
+        lines.append("loss = " + " + ".join(
+            f"({outs[n]}.cast('float64') * w{n}).sum()" for n in floats))
+        wanted = [name(program, n) for n in differentiable(program)]
+        lines.append(f"grads = loss.gradient({', '.join(wanted)})")
+        result.append("*grads")
+    body = "\n".join(lines + [f"return [{', '.join(result)}]"])
+    return f"def program({', '.join(params)}):\n{textwrap.indent(body, '    ')}\n"
+
+
+def run_tinygrad(program: Program, device: str | None = None, jit: bool = False,
+                 backward: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Outputs and gradients as tinygrad computes them on a device.
+
+    With jit, a TinyJit is called with other numbers twice (it looks, then captures), and with the
+    program's own on the third call, which must replay the capture on new input buffers."""
+    from tinygrad import Tensor, TinyJit
+
+    values = evaluate(program)
+    weights = cotangents(program, [values[i] for i in program.outputs])
+    space: dict[str, Any] = {"Tensor": Tensor}
+    exec(function_source(program, backward), space)  # our own table's text, arguments by repr()
+
+    def tensors(shift: int) -> list[Any]:
+        made = []
+        for i in program.inputs:
+            data = make_values(i.shape, i.dtype, i.seed + shift, i.kind, i.high)
+            made.append(Tensor(data.astype(storable(i.dtype)), device=device).cast(i.dtype))
+        if backward:
+            made += [Tensor(w, device=device) for w in weights if w is not None]
+        return [t.contiguous().realize() for t in made]
+
+    def call(*args: Any) -> list[Any]:
+        results = space["program"](*args)
+        Tensor.realize(*results)
+        return results
+
+    if jit:
+        jitted = TinyJit(call)
+        for shift in (1, 2):
+            jitted(*tensors(shift))
+        results = jitted(*tensors(0))
+    else:
+        results = call(*tensors(0))
+
+    expected = [values[i].dtype for i in program.outputs]
+    for i, dtype, got in zip(program.outputs, expected, results, strict=False):
+        if got.dtype.name != _tinygrad_name(dtype):
+            raise AssertionError(f"{name(program, i)} has dtype {got.dtype}, expected {dtype}")
+    arrays = [(r.cast("float32") if storable(d) != d else r).numpy()
+              for r, d in zip(results, expected + ["float64"] * len(results), strict=False)]
+    gradients = [g.cast("float64").numpy() for g in results[len(expected):]]
+    return arrays[: len(expected)], gradients
+
+
+def _tinygrad_name(dtype: str) -> str:
+    from tinygrad import dtypes
+
+    return getattr(dtypes, dtype).name
+
+
+# ----------------------------------------------------------------------------------- comparison
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check compared: elements in all, and those that rounding left comparable."""
+
+    elements: int = 0
+    compared: int = 0
+    slopes: int = 0
+    smooth: int = 0
+
+    def __add__(self, other: Report) -> Report:
+        return Report(*(a + b for a, b in zip(dataclasses.astuple(self),
+                                              dataclasses.astuple(other), strict=True)))
+
+
+class Mismatch(AssertionError):
+    """The device and the reference disagree; the message holds a script that shows it."""
+
+
+def compare(program: Program, got: Sequence[np.ndarray]) -> Report:
+    """Outputs against the reference."""
+    values = evaluate(program)
+    exact = [values[i].data for i in program.outputs]
+    moved = spread(program, exact)
+    rounds = any(OPS[s.op].rounds for s in program.steps)
+    report = Report()
+    for i, e, g, m in zip(program.outputs, exact, got, moved, strict=True):
+        if g.shape != e.shape:
+            raise Mismatch(f"{name(program, i)}: shape {g.shape}, expected {e.shape}")
+        form = FORMATS[values[i].dtype]
+        if not is_float(values[i].dtype):
+            firm = m == 0
+            wrong = firm & (g != e)
+        else:
+            base = form.atol + form.rtol * np.abs(e) if rounds else 0.0
+            allowed = base + 8 * m
+            firm = m <= 0.1 * np.maximum(np.abs(e), 1)
+            with np.errstate(all="ignore"):
+                wrong = ~(np.abs(g.astype(np.float64) - e) <= allowed) & np.isfinite(m)
+        if wrong.any():
+            at = tuple(int(a[0]) for a in np.nonzero(wrong))
+            raise Mismatch(
+                f"{name(program, i)}{list(at)} is {g[at]!r}, expected {e[at]!r} "
+                f"(rounding may move it by {float(np.asarray(m)[at]):.3g}); "
+                f"{int(wrong.sum())} of {e.size} elements differ")
+        report += Report(elements=e.size, compared=int(firm.sum()))
+    return report
+
+
+def compare_gradients(program: Program, grads: Sequence[np.ndarray]) -> Report:
+    """Gradients against central differences."""
+    report = Report()
+    wanted = differentiable(program)
+    values = evaluate(program)
+    coarse = max(FORMATS[v.dtype].eps for v in values if is_float(v.dtype))
+    for n, g in zip(wanted, grads, strict=True):
+        if g.shape != program.inputs[n].shape:
+            raise Mismatch(f"gradient of x{n}: shape {g.shape}, not {program.inputs[n].shape}")
+    for probe in probes(program):
+        report += Report(slopes=1, smooth=int(probe.slope is not None))
+        if probe.slope is None:
+            continue
+        g = grads[wanted.index(probe.input)]
+        along = float((g * probe.direction).sum())
+        dtype = program.inputs[probe.input].dtype
+        atol, rtol = GRAD_ATOL.get(dtype, 1e-2), GRAD_RTOL.get(dtype, 3e-2)
+        if coarse > 2.0**-20:  # somewhere inside the program is a half or a bfloat16
+            atol, rtol = max(atol, 1e-2), max(rtol, 3e-2)
+        elif coarse > 2.0**-50:
+            atol, rtol = max(atol, 1e-4), max(rtol, 1e-3)
+        # errors of many entries add up like a random walk, the entries themselves may cancel
+        touched = g[probe.direction != 0]
+        allowed = (atol * math.sqrt(max(touched.size, 1)) + rtol * float(np.linalg.norm(touched))
+                   + rtol * abs(probe.slope) + 8 * probe.spread)
+        if not abs(along - probe.slope) <= allowed:
+            where = np.argwhere(probe.direction != 0)
+            raise Mismatch(
+                f"gradient of x{probe.input} along {len(where)} entries from {where[0].tolist()}: "
+                f"{along!r}, expected {probe.slope!r} (allowed {allowed:.3g})")
+    return report
+
+
+def check(program: Program, device: str | None = None, jit: bool = False,
+          backward: bool = False) -> Report:
+    """Run on a device, compare with NumPy, and raise Mismatch with a script if they disagree."""
+    backward = backward and has_gradient(program)
+    try:
+        outputs, grads = run_tinygrad(program, device, jit, backward)
+        report = compare(program, outputs)
+        return report + compare_gradients(program, grads) if backward else report
+    except Exception as error:
+        how = f"device={device} jit={jit} backward={backward}"
+        kind = "" if isinstance(error, Mismatch) else f"{type(error).__name__}: "
+        raise Mismatch(f"{kind}{error}\n{how}\n{to_json(program)}\n"
+                       f"{source(program, backward)}") from error
+
+
+# ------------------------------------------------------------------------------- printed, kept
+
+
+def source(program: Program, backward: bool = False) -> str:
+    """A stand-alone script: needs tinygrad and NumPy, nothing of ours."""
+    import inspect
+
+    values = evaluate(program)
+    lines = [f'"""A random tensor program ({program.family or "hand-made"}). '
+             'Run it on a device: DEV=TGX python THIS."""', "import numpy as np",
+             "from tinygrad import Tensor", "", "", inspect.getsource(make_values), "",
+             function_source(program, backward), ""]
+    params = []
+    for n, i in enumerate(program.inputs):
+        made = f"make_values({i.shape}, {i.dtype!r}, {i.seed}, {i.kind!r}, {i.high})"
+        lines.append(f"x{n} = Tensor({made}.astype({storable(i.dtype)!r})).cast({i.dtype!r})"
+                     ".contiguous().realize()")
+        params.append(f"x{n}")
+    if backward:
+        for n, i in enumerate(program.outputs):
+            if is_float(values[i].dtype):
+                lines.append(f"w{n} = Tensor(np.random.default_rng({1000 + n}).choice("
+                             f"[-1.5, -1.0, -0.5, 0.5, 1.0, 1.5], size={values[i].data.shape}))")
+                params.append(f"w{n}")
+    lines.append(f"for result in program({', '.join(params)}):")
+    lines.append("    print(result.dtype, result.shape, result.cast('float64').tolist())")
+    for i in program.outputs:
+        if values[i].data.size <= 64:
+            lines.append(f"# NumPy: {name(program, i)} = {values[i].data.tolist()}")
+    return "\n".join(lines) + "\n"
+
+
+def to_json(program: Program) -> str:
+    return json.dumps(dataclasses.asdict(program))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def from_json(text: str) -> Program:
+    """Only names of the table and plain literals come out of it; nothing is executed."""
+    raw = json.loads(text)
+    inputs = tuple(Input(**{k: _tuples(v) for k, v in i.items()}) for i in raw["inputs"])
+    steps = tuple(Step(s["op"], _tuples(s["reads"]), _tuples(s["args"])) for s in raw["steps"])
+    unknown = [s.op for s in steps if s.op not in OPS]
+    if unknown:
+        raise ValueError(f"no such operation: {', '.join(unknown)}")
+    return Program(inputs, steps, raw.get("family", ""))
+
+
+# ------------------------------------------------------------------------------------ shrinking
+
+
+def _without_unread(program: Program, keep: int) -> Program:
+    """The program whose only output is value `keep`, without what it does not need."""
+    needed, first = {keep}, len(program.inputs)
+    for n in range(len(program.steps) - 1, -1, -1):
+        if first + n in needed:
+            needed.update(program.steps[n].reads)
+    kept = sorted(needed)
+    place = {old: new for new, old in enumerate(kept)}
+    return Program(tuple(program.inputs[i] for i in kept if i < first),
+                   tuple(dataclasses.replace(program.steps[i - first], reads=tuple(
+                       place[r] for r in program.steps[i - first].reads))
+                       for i in kept if i >= first), program.family)
+
+
+def _cut(program: Program, at: int) -> Program:
+    """Value `at` becomes an input with fresh numbers of the same shape and dtype."""
+    value, first = evaluate(program)[at], len(program.inputs)
+    new = Input(value.data.shape, value.dtype, seed=at)
+
+    def moved(i: int) -> int:
+        return first if i == at else i + 1 if i >= first else i
+
+    steps = [dataclasses.replace(s, reads=tuple(moved(r) for r in s.reads))
+             for s in program.steps]
+    # the cut step now computes something nobody reads: _without_unread drops it
+    whole = Program((*program.inputs, new), tuple(steps), program.family)
+    last = len(whole.inputs) + len(steps) - 1
+    return _without_unread(whole, last)
+
+
+def shrink(program: Program, fails: Callable[[Program], bool], tries: int = 60) -> Program:
+    """A smaller program for which `fails` still holds: shorter, then with values for steps."""
+    def smaller(p: Program) -> Iterable[Program]:
+        first = len(p.inputs)
+        for i in range(first, first + len(p.steps)):
+            yield _without_unread(p, i)
+        for i in range(first + len(p.steps) - 2, first - 1, -1):
+            yield _cut(p, i)
+
+    progress = True
+    while progress and tries > 0:
+        progress = False
+        for candidate in smaller(program):
+            if len(candidate.steps) >= len(program.steps) or not candidate.steps:
+                continue
+            tries -= 1
+            try:
+                finite = all(np.isfinite(v.data).all() for v in evaluate(candidate))
+            except (IndexError, ValueError):  # fresh numbers where an index was
+                finite = False
+            if finite and fails(candidate):
+                program, progress = candidate, True
+                break
+            if tries <= 0:
+                break
+    return program
+
+
+# ------------------------------------------------------------------------------------ generator
+
+
+class Builder:
+    """A program under construction, with the reference's values so far."""
+
+    def __init__(self, rng: random.Random, size: int = 2):
+        self.rng, self.size = rng, size
+        self.inputs: list[Input] = []
+        self.steps: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = []
+        self.values: dict[Any, Value] = {}
+
+    # Values are named ("x", n) and ("v", n) until the program is done: inputs may come late.
+    def input(self, shape: Sequence[int], dtype: str = "float32", kind: str = "small",
+              high: int = 0) -> Any:
+        given = Input(tuple(shape), dtype, self.rng.randrange(2**31), kind, high)
+        key = ("x", len(self.inputs))
+        self.inputs.append(given)
+        self.values[key] = input_value(given)
+        return key
+
+    def shape(self, key: Any) -> tuple[int, ...]:
+        return self.values[key].data.shape
+
+    def dtype(self, key: Any) -> str:
+        return self.values[key].dtype
+
+    def try_apply(self, op: str, reads: Sequence[Any], *args: Any) -> Any | None:
+        """A new value, or None where it would leave the safe range (the step is dropped)."""
+        try:
+            value = apply_numpy(Step(op, (), args), [self.values[k] for k in reads], 0, None)
+        except (ValueError, IndexError):
+            return None
+        data = value.data
+        if data.size == 0 or data.size > 40_000:
+            return None
+        if is_float(value.dtype):
+            if not np.isfinite(data).all() or np.abs(data).max() > FORMATS[value.dtype].limit:
+                return None
+        key = ("v", len(self.steps))
+        self.steps.append((op, tuple(reads), args))
+        self.values[key] = value
+        return key
+
+    def apply(self, op: str, reads: Sequence[Any], *args: Any) -> Any:
+        """Like try_apply, but where the step is refused the first operand stands for it."""
+        key = self.try_apply(op, reads, *args)
+        return reads[0] if key is None else key
+
+    def program(self, family: str) -> Program:
+        first = len(self.inputs)
+
+        def place(key: Any) -> int:
+            return key[1] if key[0] == "x" else first + key[1]
+
+        steps = tuple(Step(op, tuple(place(k) for k in reads), args)
+                      for op, reads, args in self.steps)
+        return Program(tuple(self.inputs), steps, family)
+
+    # ------------------------------------------------------------------- pieces of programs
+
+    def dim(self, most: int = 0) -> int:
+        """A side length: often small, often odd or just beside a vector width."""
+        most = most or (4, 8, 20, 40)[min(self.size, 3)]
+        choices = [n for n in (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40)
+                   if n <= most]
+        return self.rng.choice(choices)
+
+    def some_shape(self, lo: int = 1, hi: int = 4) -> tuple[int, ...]:
+        rank = self.rng.randint(lo, hi)
+        most = {0: 0, 1: 0, 2: 40, 3: 16, 4: 9, 5: 5}.get(rank, 4)
+        return tuple(self.dim(min(most, 40) if self.size > 1 and most else 0)
+                     for _ in range(rank))
+
+    def float_type(self) -> str:
+        return self.rng.choice(("float32",) * 6 + ("float64", "float16", "bfloat16"))
+
+    def any_type(self) -> str:
+        return self.rng.choice(FLOATS * 2 + INTS + ("bool", "float32", "float32"))
+
+    def like(self, key: Any) -> Any:
+        """Another input that broadcasts with this value."""
+        shape, dtype = self.shape(key), self.dtype(key)
+        if self.rng.random() < 0.4 and shape:
+            keep = [self.rng.random() < 0.6 for _ in shape]
+            shape = tuple(s if k else 1 for s, k in zip(shape, keep, strict=True))
+            if self.rng.random() < 0.3:
+                shape = shape[self.rng.randrange(len(shape)):]
+        return self.input(shape, dtype)
+
+    def positive(self, key: Any) -> Any:
+        return self.apply("add_const", [self.apply("square", [key])], 0.5)
+
+    def unary(self, key: Any) -> Any:
+        dtype = self.dtype(key)
+        if dtype == "bool":
+            return self.apply("not", [key])
+        op = self.rng.choice([*UNARY, *(UNARY_FLOAT if is_float(dtype) else UNARY_INT)])
+        if op in ("neg", "sign", "abs") and dtype.startswith("u"):
+            op = "square"
+        if op in ("log", "log2", "sqrt", "rsqrt", "reciprocal", "pow_const"):
+            key = self.positive(key)
+            if (self.values[key].data <= 0).any():
+                return key
+        if dtype in FP8 and op in ("erf", "atan", "gelu", "softplus", "sin", "cos"):
+            op = "relu"  # chains of many roundings say little in eight bits
+        args: tuple[Any, ...] = ()
+        if op in ("add_const", "rsub_const"):
+            args = (self.rng.choice((-1.5, 0.5, 1.0, 2.0)),)
+        elif op == "mul_const":
+            args = (self.rng.choice((-2.0, -0.5, 0.25, 1.5)),)
+        elif op == "pow_const":
+            args = (self.rng.choice((0.5, 1.5, 2.0, 3.0, -1.0)),)
+        elif op == "clip":
+            args = (-0.75, 1.25)
+        elif op in ("shl", "shr"):
+            args = (self.rng.randint(0, 8 * np.dtype(FORMATS[dtype].store).itemsize - 1),)
+        elif op in ("idiv_const", "mod_const"):
+            args = (self.rng.choice((2, 3, 7, 8, 10) if dtype.startswith("u")
+                                    else (2, 3, 7, 8, 10, -3, -4)),)
+        elif op in ("add_int", "mul_int"):
+            args = (self.rng.choice((1, 2, 3, 5, 16, 100)),)
+        return self.apply(op, [key], *args)
+
+    def binary(self, key: Any, other: Any | None = None) -> Any:
+        dtype = self.dtype(key)
+        other = self.like(key) if other is None else other
+        if dtype == "bool":
+            return self.apply(self.rng.choice([*BINARY_BOOL]), [key, other])
+        op = self.rng.choice([*BINARY, *BINARY, *(BINARY_FLOAT if is_float(dtype)
+                                                  else BINARY_INT)])
+        reads = [key, other]
+        if op not in ("div", "idiv", "mod") and self.rng.random() < 0.4:
+            reads.reverse()
+        divisor = self.values[reads[1]].data
+        if op in ("idiv", "mod") and ((divisor == 0) | (divisor == -1)
+                                      if divisor.dtype.kind == "i" else divisor == 0).any():
+            op = "add"
+        if op == "div" and np.abs(divisor).min() < 0.2:
+            op = "mul"
+        return self.apply(op, reads)
+
+    def compare(self, key: Any) -> Any:
+        return self.apply(self.rng.choice([*COMPARE]), [key, self.like(key)])
+
+    def cast(self, key: Any, to: str | None = None) -> Any:
+        to = to or self.any_type()
+        data = self.values[key].data
+        if is_float(self.dtype(key)) and to in INTS:  # out of range is undefined everywhere
+            info = np.iinfo(FORMATS[to].store)
+            if data.min() < (0 if to.startswith("u") else info.min + 1) or \
+                    data.max() >= min(info.max, 2**53):
+                return key
+        return key if to == self.dtype(key) else self.apply("cast", [key], to)
+
+    def where(self, key: Any) -> Any:
+        test = self.compare(key) if self.dtype(key) != "bool" else key
+        if self.dtype(test) != "bool" or self.shape(test) != self.shape(key):
+            return key
+        if self.rng.random() < 0.3 and is_float(self.dtype(key)):
+            return self.apply("masked_fill", [test, key], 0.5) if self.dtype(key) not in FP8 \
+                else key
+        new = self.try_apply("where", [test, key, self.like(key)])
+        return key if new is None else new
+
+    def move(self, key: Any) -> Any:
+        """A random movement of data."""
+        rng, shape, dtype = self.rng, self.shape(key), self.dtype(key)
+        rank = len(shape)
+        if rank == 0:
+            return self.apply("reshape", [key], (1, 1))
+        axis = rng.randrange(rank)
+        kind = rng.choice(("permute", "reshape", "flip", "slice", "pad", "expand", "cat", "stack",
+                           "roll", "repeat", "tri", "contiguous", "pad_mode", "diagonal",
+                           "repeat_interleave"))
+        if kind == "permute":
+            order = list(range(rank))
+            rng.shuffle(order)
+            return self.apply("permute", [key], tuple(order))
+        if kind == "reshape":
+            flat = math.prod(shape)
+            split = next((d for d in rng.sample((2, 3, 4, 5, 7, 8), 6) if flat % d == 0), 1)
+            return self.apply("reshape", [key], rng.choice(
+                ((flat,), (split, flat // split), (flat // split, split), (1, *shape))))
+        if kind == "flip":
+            return self.apply("flip", [key], tuple(a for a in range(rank)
+                                                   if a == axis or rng.random() < 0.3))
+        if kind == "slice":
+            parts = []
+            for s in shape:
+                lo = rng.randint(0, s - 1)
+                hi = rng.randint(lo + 1, s)
+                parts.append(rng.choice(((lo, hi, 1), (lo, hi, 2), (None, None, None),
+                                         (None, None, -1), (hi - 1, None if lo == 0 else lo - 1,
+                                                            -1), (-1 - lo, None, None))))
+            return self.apply("slice", [key], tuple(parts))
+        if kind == "pad":
+            value = (rng.choice((0.0, 0.0, 1.5)) if is_float(dtype)
+                     else rng.choice((0, 3)) if dtype != "bool" else False)
+            return self.apply("pad", [key], tuple((rng.randint(0, 2), rng.randint(0, 2))
+                                                  for _ in shape), value)
+        if kind == "pad_mode" and rank <= 3 and min(shape) > 1:
+            return self.apply("pad_mode", [key], tuple((rng.randint(0, 1), rng.randint(0, 1))
+                                                       for _ in shape),
+                              rng.choice(("reflect", "replicate", "circular")))
+        if kind == "expand":
+            lead = (rng.randint(1, 3), *shape)
+            return self.apply("expand", [key], lead)
+        if kind in ("cat", "stack"):
+            other = self.input(shape, dtype) if rng.random() < 0.5 else key
+            return self.apply(kind, [key, other], axis)
+        if kind == "roll":
+            return self.apply("roll", [key], rng.randint(-3, 3), axis)
+        if kind == "repeat":
+            return self.apply("repeat", [key], tuple(rng.randint(1, 2) for _ in shape))
+        if kind == "repeat_interleave":
+            return self.apply("repeat_interleave", [key], 2, axis)
+        if kind == "tri" and rank >= 2:
+            return self.apply(rng.choice(("tril", "triu")), [key], rng.randint(-2, 2))
+        if kind == "diagonal" and rank == 2:
+            return self.apply("diagonal", [key], rng.randint(-1, 1))
+        return self.apply("contiguous", [key])
+
+    def reduce(self, key: Any) -> Any:
+        rng, rank, dtype = self.rng, len(self.shape(key)), self.dtype(key)
+        if rank == 0:
+            return key
+        axes = tuple(a for a in range(rank) if rng.random() < 0.5) or (rng.randrange(rank),)
+        if rng.random() < 0.25:
+            axes = tuple(a - rank for a in axes)
+        axis: Any = rng.choice((axes, axes, axes[0], None))
+        keep = rng.random() < 0.4
+        if dtype == "bool":
+            return self.apply(rng.choice(("any", "all", "sum")), [key], axis, keep)
+        count = math.prod(self.shape(key)[a] for a in _axes(axis, rank))
+        rows = [*REDUCE, *(REDUCE_FLOAT if is_float(dtype) else ("mean",))]
+        op = rng.choice(rows + ["argmax", "argmin"])
+        if (op == "std" and count < 2) or (op == "prod" and count > 32 and is_float(dtype)):
+            op = "sum"
+        if op in ("argmax", "argmin", "logsumexp"):
+            axis = axes[0]
+        return self.apply(op, [key], axis, keep)
+
+    def pointwise(self, key: Any, most: int = 2) -> Any:
+        """None to a few elementwise steps, as a prologue or an epilogue."""
+        for _ in range(self.rng.randint(0, most)):
+            key = self.rng.choice((self.unary, self.unary, self.binary, self.where))(key)
+        return key
+
+    def strided_input(self, shape: Sequence[int], dtype: str) -> Any:
+        """An input of this shape whose memory may lie in any order of axes."""
+        order = list(range(len(shape)))
+        if self.rng.random() < 0.5:
+            self.rng.shuffle(order)
+        if order == sorted(order):
+            return self.input(shape, dtype)
+        stored = self.input([shape[a] for a in order], dtype)
+        return self.apply("permute", [stored], tuple(order.index(a) for a in range(len(shape))))
+
+
+def _elementwise(b: Builder) -> None:
+    dtype = b.any_type() if b.rng.random() < 0.93 else b.rng.choice(FP8)
+    kind = "wide" if dtype in INTS and b.rng.random() < 0.4 else "small"
+    key = b.input(b.some_shape(), dtype, kind)
+    steps = b.rng.randint(2, 3 if dtype in FP8 else 7)
+    for _ in range(steps):
+        actions = [b.unary, b.unary, b.binary, b.binary, b.where]
+        if dtype not in FP8:
+            actions += [b.cast, b.move]
+        key = b.rng.choice(actions)(key)
+    if not b.steps:
+        b.apply("add", [key, b.input(b.shape(key), b.dtype(key))])
+
+
+def _reduce(b: Builder) -> None:
+    dtype = b.rng.choice(FLOATS + INTS + ("bool",) + ("float32",) * 8)
+    kind = "wide" if dtype in INTS and b.rng.random() < 0.3 else "small"
+    shape = b.some_shape(1, 4)
+    if b.rng.random() < 0.3:  # a long axis, to be split over lanes, unrolls and threads
+        shape = (*shape[:1], b.rng.choice((63, 64, 100, 129, 257, 513)))
+    key = b.pointwise(b.input(shape, dtype, kind))
+    if b.rng.random() < 0.3:
+        key = b.move(key)
+    key = b.pointwise(b.reduce(key))
+    if b.rng.random() < 0.4:
+        key = b.reduce(key)
+    if not b.steps:
+        b.apply("sum", [key], None, False)
+
+
+def _matmul(b: Builder) -> None:
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.9 else b.rng.choice(INTS)
+    m, k, n = b.dim(), b.dim(), b.dim()
+    lead = rng.choice(((), (), (), (2,), (3, 2), (1,)))
+    form = rng.choice(("mm", "mm", "mm", "mm", "vm", "mv", "vv", "einsum"))
+    if form == "einsum":
+        formula, left, right = rng.choice((
+            ("ij,kj->ik", (m, k), (n, k)), ("bij,bjk->bik", (2, m, k), (2, k, n)),
+            ("bhid,bhjd->bhij", (2, 2, m, k), (2, 2, n, k)), ("i,j->ij", (m,), (n,)),
+            ("ijk,k->ij", (2, m, k), (k,)), ("ij,ij->", (m, k), (m, k))))
+        x, y = b.input(left, dtype), b.input(right, dtype)
+        b.pointwise(b.apply("einsum", [x, y], formula))
+        return
+    x = b.input((k,), dtype) if form in ("vm", "vv") else b.strided_input((*lead, m, k), dtype)
+    shape = (*(lead if rng.random() < 0.6 else ()), k, n)
+    y = b.input((k,), dtype) if form in ("mv", "vv") else b.strided_input(shape, dtype)
+    if rng.random() < 0.2:
+        x = b.unary(x)
+    key = b.apply("matmul", [x, y])
+    if rng.random() < 0.4:
+        key = b.apply("add", [key, b.input(b.shape(key)[-1:], b.dtype(key))])
+    key = b.pointwise(key)
+    if rng.random() < 0.3 and len(b.shape(key)) >= 2:
+        key = b.apply("matmul", [key, b.strided_input((b.shape(key)[-1], b.dim()),
+                                                      b.dtype(key))])
+    if not b.steps:
+        b.apply("add", [x, x])
+
+
+def _conv_arguments(b: Builder, kernel: Sequence[int]) -> tuple[Any, Any, Any]:
+    rng, n = b.rng, len(kernel)
+    stride = tuple(rng.choice((1, 1, 1, 2, 3)) for _ in range(n))
+    dilation = tuple(rng.choice((1, 1, 1, 2)) for _ in range(n))
+    padding = tuple(rng.randint(0, 2) for _ in range(2 * n)) if rng.random() < 0.4 else \
+        (rng.randint(0, 2),) * (2 * n)
+    return stride, dilation, padding
+
+
+def _conv_family(b: Builder) -> None:
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.93 else "int32"
+    n = rng.choice((1, 2, 2, 2, 2, 3 if b.size > 1 else 2))
+    kernel = tuple(rng.choice((1, 2, 3, 3, 4, 5)[: 6 if n < 3 else 3]) for _ in range(n))
+    stride, dilation, padding = _conv_arguments(b, kernel)
+    batch, groups = rng.randint(1, 3), rng.choice((1, 1, 1, 2, 3))
+    cin = groups * rng.choice((1, 1, 2, 3, 4))
+    cout = groups * rng.choice((1, 2, 3, 4, 8))
+    if rng.random() < 0.15:  # depthwise
+        groups = cin = cout = rng.choice((2, 4, 5))
+    most = {1: 33, 2: 14, 3: 6}[n]
+    spatial = tuple(max(d * (k - 1) + 1, rng.randint(1, most))
+                    for k, d in zip(kernel, dilation, strict=True))
+    x = b.strided_input((batch, cin, *spatial), dtype)
+    if rng.random() < 0.2:
+        x = b.unary(x)
+    if rng.random() < 0.25:
+        padding = tuple(min(p, d * (k - 1)) for p, k, d in
+                        zip(padding, [k for k in kernel[::-1] for _ in (0, 1)],
+                            [d for d in dilation[::-1] for _ in (0, 1)], strict=True))
+        w = b.strided_input((cin, max(1, cout // groups), *kernel), dtype)
+        key = b.apply("conv_transpose", [x, w], groups, stride, dilation, padding)
+    else:
+        w = b.strided_input((cout, cin // groups, *kernel), dtype)
+        key = b.apply("conv", [x, w], groups, stride, dilation, padding)
+    if key == x:
+        b.apply("add", [x, x])
+        return
+    if rng.random() < 0.5:
+        key = b.apply("add", [key, b.input((1, b.shape(key)[1], *[1] * n), b.dtype(key))])
+    key = b.pointwise(key)
+    if rng.random() < 0.3 and n == 2 and min(b.shape(key)[-2:]) >= 2 and \
+            len(b.shape(key)) == 4:
+        b.apply("max_pool", [key], (2, 2), (2, 2), (1, 1), (0, 0, 0, 0))
+
+
+def _pool(b: Builder) -> None:
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.85 else b.rng.choice(INTS)
+    n = rng.choice((1, 2, 2, 2, 3))
+    kernel = tuple(rng.choice((1, 2, 2, 3, 3, 4)) for _ in range(n))
+    stride, dilation, _ = _conv_arguments(b, kernel)
+    if rng.random() < 0.4:
+        stride = kernel
+    padding = tuple(rng.randint(0, k // 2) for k in kernel[::-1] for _ in (0, 1)) \
+        if rng.random() < 0.5 else (0,) * (2 * n)
+    most = {1: 40, 2: 15, 3: 7}[n]
+    spatial = tuple(max(d * (k - 1) + 1, rng.randint(1, most))
+                    for k, d in zip(kernel, dilation, strict=True))
+    x = b.strided_input((rng.randint(1, 3), rng.randint(1, 5), *spatial), dtype)
+    if rng.random() < 0.3:
+        x = b.unary(x)
+    if is_float(b.dtype(x)) and rng.random() < 0.5:
+        key = b.apply("avg_pool", [x], kernel, stride, dilation, padding, rng.random() < 0.5)
+    else:
+        key = b.apply("max_pool", [x], kernel, stride, dilation, padding)
+    b.pointwise(key)
+    if not b.steps:
+        b.apply("add", [x, x])
+
+
+def _index(b: Builder) -> None:
+    rng = b.rng
+    dtype = rng.choice(("float32",) * 4 + ("float64", "float16", "int32", "int64", "uint8"))
+    key = b.input(b.some_shape(2, 3), dtype)
+    for _ in range(rng.randint(1, 3)):
+        shape = b.shape(key)
+        rank = len(shape)
+        kind = rng.choice(("move", "move", "gather", "take", "take_column", "cumsum", "scan",
+                           "scatter", "sort", "one_hot", "point"))
+        axis = rng.randrange(rank) if rank else 0
+        if kind == "gather" and rank:
+            sizes = tuple(rng.randint(1, 9) if a == axis else s for a, s in enumerate(shape))
+            key = b.apply("gather", [key, b.input(sizes, "int32", "index", shape[axis])], axis)
+        elif kind == "take" and rank:
+            index = b.input(rng.choice(((5,), (2, 3), (1,))), "int32", "index", shape[0])
+            key = b.apply("take", [key, index])
+        elif kind == "take_column" and rank > 1:
+            key = b.apply("take_column", [key, b.input((4,), "int32", "index", shape[1])])
+        elif kind == "cumsum" and rank:
+            key = b.apply("cumsum", [key], axis)
+        elif kind == "scan" and rank and shape[axis] <= 16:
+            key = b.apply(rng.choice(("cumprod", "cummax")), [key], axis)
+        elif kind == "scatter" and rank and is_float(b.dtype(key)) and math.prod(shape) < 500:
+            sizes = tuple(rng.randint(1, s) for s in shape)
+            key = b.apply("scatter_add", [key, b.input(sizes, "int32", "index", shape[axis]),
+                                          b.input(sizes, b.dtype(key))], axis)
+        elif kind == "sort" and rank and shape[axis] <= 9 and b.size < 3:
+            key = b.apply("sort", [key], axis)
+        elif kind == "one_hot" and rank <= 2:
+            labels = b.input(shape[:1] or (3,), "int32", "index", 7)
+            hot = b.cast(b.apply("one_hot", [labels], 7), b.dtype(key))
+            if rank == 2 and is_float(b.dtype(key)):
+                key = b.apply("einsum", [key, hot], "ij,ik->jk")
+        elif kind == "point":
+            key = b.pointwise(key, 1)
+        else:
+            key = b.move(key)
+    if not b.steps:
+        b.apply("flip", [key], (0,))
+
+
+def _softmax_family(b: Builder) -> None:
+    rng, dtype = b.rng, b.float_type()
+    if rng.random() < 0.25:
+        t, s, d = b.dim(16), b.dim(16), rng.choice((2, 4, 8))
+        lead = rng.choice(((2,), (2, 2), (1, 3)))
+        causal = rng.random() < 0.4
+        q = b.strided_input((*lead, t, d), dtype)
+        k, v = (b.strided_input((*lead, t if causal else s, d), dtype) for _ in "kv")
+        b.pointwise(b.apply("attention", [q, k, v], causal), 1)
+        return
+    key = b.pointwise(b.strided_input(b.some_shape(1, 3), dtype), 1)
+    rank = len(b.shape(key))
+    if rng.random() < 0.15 and rank == 2:
+        labels = b.input(b.shape(key)[:1], "int32", "index", b.shape(key)[1])
+        b.apply("cross_entropy", [key, labels])
+        return
+    axis = rng.randrange(-rank, rank)
+    op = rng.choice(("softmax", "log_softmax", "layernorm", "logsumexp", "std"))
+    if op == "layernorm":
+        axes = rng.choice((-1, axis, tuple(range(-rank, 0))[-2:]))
+        key = b.apply("layernorm", [key], axes, rng.choice((1e-5, 1e-2, 0.5)))
+    elif op in ("logsumexp", "std"):
+        if op == "std" and b.shape(key)[axis] < 2:
+            op = "logsumexp"
+        key = b.apply(op, [key], axis, rng.random() < 0.5)
+    else:
+        key = b.apply(op, [key], axis)
+    key = b.pointwise(key)
+    if not b.steps:
+        b.apply("softmax", [key], -1)
+
+
+def _network(b: Builder) -> None:
+    """A few layers, so that kernels feed one another."""
+    rng = b.rng
+    activation = rng.choice(("relu", "tanh", "silu", "gelu", "sigmoid"))
+    batch = rng.randint(1, 5)
+    if rng.random() < 0.5:
+        cin, cout, side = rng.randint(1, 3), rng.randint(2, 5), rng.randint(6, 10)
+        key = b.apply("conv", [b.input((batch, cin, side, side)),
+                               b.input((cout, cin, 3, 3))], 1, (1, 1), (1, 1), (1,) * 4)
+        key = b.apply(activation, [key])
+        key = b.apply(*(("max_pool", [key], (2, 2), (2, 2), (1, 1), (0,) * 4)
+                        if rng.random() < 0.6 else
+                        ("avg_pool", [key], (3, 3), (2, 2), (1, 1), (1,) * 4, True)))
+        key = b.apply("reshape", [key], (batch, math.prod(b.shape(key)[1:])))
+        key = b.apply("mul_const", [key], 0.125)
+    else:
+        key = b.input((batch, b.dim()))
+    for _ in range(rng.randint(1, 3)):
+        out = b.dim()
+        key = b.apply("matmul", [key, b.strided_input((b.shape(key)[1], out), "float32")])
+        key = b.apply("add", [key, b.input((out,))])
+        if rng.random() < 0.3:
+            key = b.apply("layernorm", [key], -1, 0.1)
+        key = b.apply(activation, [key])
+    if rng.random() < 0.5:
+        labels = b.input((batch,), "int32", "index", b.shape(key)[1])
+        b.apply("cross_entropy", [key, labels])
+    else:
+        b.apply("log_softmax", [key], -1)
+
+
+def _contraction(b: Builder) -> None:
+    """What the device's contraction compiler is for; the fast path is compared with the plain."""
+    b.rng.choice((_matmul, _conv_family, _conv_family, _pool))(b)
+
+
+FAMILIES: dict[str, Callable[[Builder], None]] = {
+    "elementwise": _elementwise,
+    "reduce": _reduce,
+    "matmul": _matmul,
+    "conv": _conv_family,
+    "pool": _pool,
+    "index": _index,
+    "softmax": _softmax_family,
+    "network": _network,
+    "contraction": _contraction,
+}
+
+
+def random_program(rng: random.Random, size: int = 2,
+                   families: Sequence[str] = tuple(FAMILIES)) -> Program:
+    """A program that the reference can run: finite, in range, at least one step.
+
+    size 0 makes sides of at most 4, 3 sides of at most 40.  rng may be hypothesis's
+    (`st.randoms()`) or a plain `random.Random(seed)`."""
+    family = rng.choice(list(families))
+    builder = Builder(rng, size)
+    FAMILIES[family](builder)
+    return builder.program(family)
+
+
+def seeded(seed: int, size: int = 2, families: Sequence[str] = tuple(FAMILIES)) -> Program:
+    return random_program(random.Random(seed), size, families)
+
+
+# ----------------------------------------------------------------------------------- by command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="random tensor programs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--size", type=int, default=2)
+    parser.add_argument("--family", action="append", choices=sorted(FAMILIES))
+    parser.add_argument("--device", help="check on this device instead of printing")
+    parser.add_argument("--backward", action="store_true")
+    parser.add_argument("--jit", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="take programs from FILE, one a line")
+    parser.add_argument("--save", metavar="FILE", help="write the device's results as .npz")
+    args = parser.parse_args(argv)
+    families = args.family or tuple(FAMILIES)
+    if args.json:
+        with open(args.json, encoding="utf-8") as lines:
+            todo = [from_json(line) for line in lines if line.strip()]
+    else:
+        todo = [seeded(s, args.size, families) for s in range(args.seed, args.seed + args.count)]
+    if args.save:  # the other half of comparing two settings of one device
+        arrays = {}
+        for n, program in enumerate(todo):
+            outs, grads = run_tinygrad(program, args.device, args.jit,
+                                       args.backward and has_gradient(program))
+            arrays.update({f"{n}_{m}": a for m, a in enumerate([*outs, *grads])})
+        np.savez(args.save, **arrays)
+        return 0
+    if not args.device:
+        for program in todo:
+            print(source(program, args.backward))
+        return 0
+    total, failed = Report(), 0
+    for n, program in enumerate(todo):
+        try:
+            total += check(program, args.device, args.jit, args.backward)
+        except Mismatch as error:
+            failed += 1
+            print(f"--- seed {args.seed + n} ({program.family})\n{error}")
+    print(f"{len(todo)} programs, {failed} failed; {total.compared} of {total.elements} elements "
+          f"and {total.smooth} of {total.slopes} slopes compared")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
