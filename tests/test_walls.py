@@ -52,7 +52,6 @@ WALLS = {
         "model codec settings devices hardware kernels passes __version__",
         "tinygrad llvmlite numpy",
     ),
-    "tgx/bench/": room("settings bench __version__", "tinygrad numpy torch jax"),
     # runs the same programs on tinygrad and on its peers, each in a process of its own
     "tgx/bench/": room("settings adapter devices __version__", "tinygrad llvmlite numpy torch jax"),
     "tgx/__init__.py": room("adapter"),
