@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import traces
 
+import traces
 from tgx.model import Environment, Trace
 from tgx.views import VIEWS
 
@@ -137,9 +137,11 @@ def test_unchanged_passes_are_hidden_until_asked_for(mlp: Page) -> None:
 
 def test_search_finds_everything(mlp: Page) -> None:
     page = mlp.page
-    for words, kind in (("softmax - y", "kernel"), ("relu", "operation"), ("self.w2, self.b2", "line"),
-                        ("784×128", "buffer"), ("symbolic", "pass"), ("different orders", "reason"),
-                        ("upat.var", "rule"), ("vaddps", "assembly")):
+    for words, kind in (
+        ("softmax - y", "kernel"), ("relu", "operation"), ("self.w2, self.b2", "line"),
+        ("784×128", "buffer"), ("symbolic", "pass"), ("different orders", "reason"),
+        ("upat.var", "rule"), ("vaddps", "assembly"),
+    ):
         page.keyboard.press("/")
         page.fill("#search", words)
         page.wait_for_selector(f".hit .kind:text-is('{kind}')")
@@ -199,8 +201,8 @@ def test_a_nonsense_address_opens_the_program(mlp: Page) -> None:
 
 def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
     page = Page(browser, tmp_path / "evil.html", traces.hostile())
-    for state in ("k=0&tab=why", "k=0&tab=ops", "k=0&tab=loops", "k=0&tab=code", "k=0&tab=steps&p=1",
-                  "k=0&tab=cost", "k=0&in=step&p=1&tab=steps", "k=0&in=uops", "in=lazy", "in=memory",
+    tabs = [f"k=0&tab={tab}" for tab in ("why", "ops", "loops", "code", "steps", "cost")]
+    for state in (*tabs, "k=0&in=step&p=1&tab=steps", "k=0&in=uops", "in=lazy", "in=memory",
                   "in=roofline", "b=4", "l=0:10"):
         page.page.evaluate(f"location.hash = '#{state}'")
         page.page.wait_for_timeout(60)

@@ -177,7 +177,7 @@ def mlp_step() -> Trace:
             (5, "r_64_128_10", "short reduction", 172_032, 73_728),
             (6, "r_784_128_64", "", 12_845_056, 634_880),
             (7, "E_sgd", "not a matmul", 200_704, 1_204_224)))
-    k = dict(device="TGX", schedule=0)
+    k = {"device": "TGX", "schedule": 0}
     kernels = (
         Kernel(9, "copy y", "copy", "TGX", "data", "copy", 0, ops=("to",), lines=((0, 14),),
                origins=(11,), reads=(14,), writes=(3,), bytes=256),
@@ -209,7 +209,7 @@ def mlp_step() -> Trace:
                lines=((0, 16),), origins=(10,), reads=(5, 10), writes=(5,), **k),
     )
     order = tuple(kernel.id for kernel in kernels)
-    b = dict(device="TGX", dtype="float", schedule=0)
+    b = {"device": "TGX", "dtype": "float", "schedule": 0}
     buffers = (
         Buffer(0, "x", "input", shape="64×784", nbytes=200_704, **b),
         Buffer(1, "w1", "input", shape="784×128", nbytes=401_408, **b),

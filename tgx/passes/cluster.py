@@ -36,11 +36,16 @@ class Group:
 
 
 def divide(
-    members: Sequence[int], keys: Sequence[Key], limit: int = LIMIT, label: str = ""
+    members: Sequence[int],
+    keys: Sequence[Key],
+    limit: int = LIMIT,
+    label: str = "",
+    prefer: int = 0,
 ) -> Group:
-    """Divide items into a tree of groups of at most `limit` parts."""
+    """Divide items into a tree of groups of at most `limit` parts, or `prefer` where that goes."""
     members = tuple(members)
-    if len(members) <= limit:
+    prefer = prefer or limit
+    if len(members) <= prefer:
         return Group(label, members)
     best: dict[str, list[int]] | None = None
     rest: Sequence[Key] = ()
@@ -48,10 +53,12 @@ def divide(
         buckets: dict[str, list[int]] = {}
         for m in members:
             buckets.setdefault(key(m), []).append(m)
-        if len(buckets) > limit:
+        if len(buckets) > limit or (best is not None and len(buckets) > prefer):
             break
         if len(buckets) > 1:
             best, rest = buckets, keys[level + 1 :]
+    if best is None and len(members) <= limit:
+        return Group(label, members)
     if best is None:
         best, rest = _in_order(members, keys, limit), keys
     return Group(label, members, tuple(divide(b, rest, limit, k) for k, b in best.items()))
@@ -156,30 +163,69 @@ def sort_of(node: Node) -> str:
     return "index" if is_index else "arithmetic"
 
 
+def constants(graph: Graph) -> list[bool]:
+    """Which nodes are constants, or only cast and gather constants (a shape is a stack of them)."""
+    out: list[bool] = []
+    for i, op in enumerate(graph.ops):
+        src = graph.srcs[i] if graph.srcs else ()
+        sort = SORTS.get(op)
+        folds = sort in (None, "movement") and bool(src) and all(out[s] for s in src)
+        out.append(sort == "constant" or folds or (op == "STACK" and not src))
+    return out
+
+
+def constant_text(graph: Graph, i: int, depth: int = 3) -> str:
+    """A constant as it reads: `2.0`, `(4, 5)`."""
+    src = graph.srcs[i] if graph.srcs else ()
+    if not src or depth == 0:
+        return (graph.args[i] if graph.args else "") or graph.ops[i]
+    parts = [constant_text(graph, s, depth - 1) for s in src[:8]]
+    return parts[0] if len(src) == 1 else f"({', '.join(parts)})"
+
+
+def origin_place(trace: Trace, origin: int) -> str:
+    """Where an operation stands in the user's code; a gradient's is its forward operation's."""
+    o = trace.origin(origin)
+    return trace.place(trace.origin(o.forward).frame if o.forward != -1 else o.frame)
+
+
 def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
     """Keys for a graph's nodes: sort, Tensor operation, call of it, and operation within it."""
 
-    def operation(i: int) -> str:
-        return graph[i].tensor_op or sort_of(graph[i])
+    nodes = graph.nodes
 
+    @cache
+    def operation(i: int) -> str:
+        n = nodes[i]
+        phase = n.phase or (trace.origin(n.origins[0]).phase if trace and n.origins else "")
+        return ("∂" if phase == "backward" else "") + (n.tensor_op or sort_of(n))
+
+    @cache
     def call(i: int) -> str:
-        n = graph[i]
-        if trace is None or not n.origins:
-            return operation(i)
-        place = trace.place(trace.origin(n.origins[0]).frame)
+        n = nodes[i]
+        place = origin_place(trace, n.origins[0]) if trace and n.origins else ""
         return f"{operation(i)} {place}".strip()
 
     return [
-        lambda i: sort_of(graph[i]),
+        lambda i: sort_of(nodes[i]),
         operation,
         call,
-        lambda i: f"{call(i)}: {graph[i].op}",
-        lambda i: f"{call(i)}: {graph[i].op} {graph[i].dtype}".strip(),
+        lambda i: f"{call(i)}: {nodes[i].op}",
+        lambda i: f"{call(i)}: {nodes[i].op} {nodes[i].dtype}".strip(),
     ]
 
 
 def node_levels(graph: Graph, trace: Trace | None = None, limit: int = LIMIT) -> Group:
     """How a graph's nodes divide into levels. Constants do not count: they are drawn inside their
-    readers."""
-    shown = [i for i, op in enumerate(graph.ops) if SORTS.get(op) != "constant"]
-    return divide(shown, node_keys(graph, trace), limit, graph.name or graph.kind)
+    readers. A Tensor graph opens on the operations the user wrote, unless it is small."""
+    constant = constants(graph)
+    shown = [i for i in range(len(graph)) if not constant[i]]
+    keys = node_keys(graph, trace)
+    if graph.kind == "lazy":
+        keys = keys[1:]
+    prefer = min(limit, LAZY_PREFER) if graph.kind == "lazy" else limit
+    return divide(shown, keys, limit, graph.name or graph.kind, prefer)
+
+
+LAZY_PREFER = 30
+"""A Tensor graph of more nodes than this opens on groups: one for each call the user wrote."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tgx.model import Kernel, Timing, Trace
 from tgx.passes.cluster import LIMIT, Group, kernel_levels
@@ -44,19 +45,19 @@ def collapse(trace: Trace, groups: Sequence[Group]) -> Trace:
         first = member_of.get(k.id, k.id)
         if first != k.id:
             continue
-        group = by_first.get(k.id)
-        if group is None or len(group.members) == 1:
+        whole = by_first.get(k.id)
+        if whole is None or len(whole.members) == 1:
             kernels.append(k)
         else:
-            kernels.append(_merge([trace.kernel(m) for m in group.members], group.label, inside))
+            kernels.append(_merge([trace.kernel(m) for m in whole.members], whole.label, inside))
     gone = {b.id for b in trace.buffers if inside(b.id) and _grouped(b.id, writers, by_first)}
     boundaries = []
-    for b in trace.boundaries:
-        if b.buffer in gone:
+    for boundary in trace.boundaries:
+        if boundary.buffer in gone:
             continue
-        source = member_of.get(b.source, b.source)
-        to = tuple(dict.fromkeys(member_of.get(r, r) for r in b.readers))
-        boundaries.append(replace(b, source=source, readers=to))
+        source = member_of.get(boundary.source, boundary.source)
+        to = tuple(dict.fromkeys(member_of.get(r, r) for r in boundary.readers))
+        boundaries.append(replace(boundary, source=source, readers=to))
     times: dict[int, list[Timing]] = {}
     for t in trace.timings:
         times.setdefault(member_of.get(t.kernel, t.kernel), []).append(t)
@@ -105,11 +106,10 @@ def _sum(kernel: int, timings: list[Timing]) -> Timing:
     )
 
 
-def _merge(members: list[Kernel], label: str, inside: object) -> Kernel:
-    def distinct(column: str) -> tuple[object, ...]:
+def _merge(members: list[Kernel], label: str, inside: Callable[[int], bool]) -> Kernel:
+    def distinct(column: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(x for k in members for x in getattr(k, column)))
 
-    assert callable(inside)
     written = {b for k in members for b in k.writes}
     phases = Counter(k.phase for k in members)
     devices = {k.device for k in members}
@@ -133,8 +133,8 @@ def _merge(members: list[Kernel], label: str, inside: object) -> Kernel:
     )
 
 
-def _total(values: object) -> int:
-    known = [v for v in values if v >= 0]  # type: ignore[attr-defined]
+def _total(values: Iterable[int]) -> int:
+    known = [v for v in values if v >= 0]
     return sum(known) if known else -1
 
 

@@ -61,9 +61,10 @@ def attach(trace: Trace) -> Trace:
         if r.kernel not in timed:
             runs.setdefault(r.kernel, []).append(r.time_us)
     more = tuple(Timing(k, len(t), sum(t), min(t), median(t)) for k, t in runs.items())
-    return replace(
-        trace, kernels=tuple(work(k) for k in trace.kernels), timings=trace.timings + more
-    )
+    kernels = tuple(work(k) for k in trace.kernels)
+    if not more and all(a is b for a, b in zip(kernels, trace.kernels, strict=True)):
+        return trace
+    return replace(trace, kernels=kernels, timings=trace.timings + more)
 
 
 def roof_of(trace: Trace) -> Roof:

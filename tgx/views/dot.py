@@ -154,14 +154,16 @@ def _chart(p: Picture) -> str:
         fill, _ = TONES[r.tone]
         cells = [f'<td width="{cell * n}" colspan="{n}"></td>' if n else "" for n in
                  (r.first, width - 1 - r.last)]
-        life = (f'<td bgcolor="{fill}" border="1" color="#57606a" width="{cell * (r.last - r.first + 1)}"'
-                f' colspan="{r.last - r.first + 1}"></td>')
+        n = r.last - r.first + 1
+        life = (f'<td bgcolor="{fill}" border="1" color="#57606a" width="{cell * n}"'
+                f' colspan="{n}"></td>')
         name = f"{html(r.name)}{' ▲' if r.at_peak else ''}"
         rows.append(f'<tr><td align="left"><font point-size="9">{name}</font>   </td>'
                     f'<td align="right"><font point-size="9">{html(r.text)}</font></td>'
                     f"{cells[0]}{life}{cells[1]}</tr>")
-    rows.append(f'<tr><td align="left"><font point-size="9">▲ alive at the peak</font></td><td></td>'
+    rows.append('<tr><td align="left"><font point-size="9">▲ alive at the peak</font></td><td></td>'
                 f'<td align="left" colspan="{width}"><font point-size="9">kernels in order →</font>'
                 "</td></tr>")
-    table = f'<table border="0" cellborder="0" cellspacing="1" cellpadding="2">{"".join(rows)}</table>'
+    table = ('<table border="0" cellborder="0" cellspacing="1" cellpadding="2">'
+             f'{"".join(rows)}</table>')
     return f"  chart [shape=plain fontsize=9 label=<{table}>];"

@@ -16,11 +16,12 @@ what the reader asked for (`focus`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tgx.errors import BadInput
-from tgx.model import Buffer, Graph, Kernel, Node, Pass, Trace
+from tgx.model import Boundary, Buffer, Graph, Kernel, Node, Pass, Trace
 from tgx.passes import cluster, collapse, costs, select
 from tgx.views import words
 
@@ -217,11 +218,15 @@ def _buffer_edges(part: Trace, room: int) -> tuple[tuple[Edge, ...], list[Box]]:
             else:
                 inputs.setdefault(b, []).append(k.id)
     reasons = {(b.source, b.buffer): b for b in part.boundaries if b.buffer != -1}
-    edges = [
-        _edge(f"k{source}", f"k{target}", [part.buffer(b) for b in buffers],
-              [reasons[source, b] for b in buffers if (source, b) in reasons])
-        for (source, target), buffers in between.items()
-    ]
+    edges: list[Edge] = []
+    told: set[tuple[int, ...]] = set()
+    for (source, target), buffers in between.items():
+        edge = _edge(f"k{source}", f"k{target}", [part.buffer(b) for b in buffers],
+                     [reasons[source, b] for b in buffers if (source, b) in reasons])
+        if (same := (source, *buffers)) in told:  # one buffer, several readers: said once
+            edge = replace(edge, label="")
+        told.add(same)
+        edges.append(edge)
     results = [
         (w[-1], b.buffer)
         for b in part.boundaries
@@ -232,7 +237,8 @@ def _buffer_edges(part: Trace, room: int) -> tuple[tuple[Edge, ...], list[Box]]:
         for b, readers in inputs.items():
             buffer = part.buffer(b)
             boxes.append(buffer_box(buffer))
-            edges += [Edge(f"b{b}", f"k{r}", words.size(buffer.nbytes)) for r in readers]
+            edges += [Edge(f"b{b}", f"k{r}", "" if i else words.size(buffer.nbytes),
+                           buffer.name) for i, r in enumerate(readers)]
         have = {box.key for box in boxes}
         for source, b in dict.fromkeys(results):
             box = replace(buffer_box(part.buffer(b)), key=f"r{b}")
@@ -249,14 +255,13 @@ def buffer_box(b: Buffer) -> Box:
                if about else (), "buffer", "", f"{b.name} {about} {words.size(b.nbytes)} {b.kind}")
 
 
-def _edge(source: str, target: str, buffers: list[Buffer], reasons: list[object]) -> Edge:
-    from tgx.model import Boundary
-
+def _edge(
+    source: str, target: str, buffers: Sequence[Buffer], reasons: Sequence[Boundary]
+) -> Edge:
     total = words.size(sum(b.nbytes for b in buffers))
     what = words.line(buffers[0].name, 24) if len(buffers) == 1 else f"{len(buffers)} buffers"
     lines, tips = [" · ".join(t for t in (what, total) if t)], []
     for r in reasons:
-        assert isinstance(r, Boundary)
         if len(lines) < 2:
             lines.append("⟂ " + words.line(r.brief or r.reason, 34))
         tips.append(f"{r.because} [{r.rule}]" + (f" To fuse: {r.fuse_by}" if r.fuse_by else ""))
@@ -277,9 +282,7 @@ def debug(trace: Trace, id: int = -1, limit: int = LIMIT, colour: str = "phase")
     tone = _tone(part, colour)
     known = {k.id: k for k in part.kernels}
     boxes = tuple(kernel_box(part, known[k], tone(known[k])) for k in ids)
-    edges = tuple(
-        Edge(a.key, b.key, kind="order") for a, b in zip(boxes, boxes[1:], strict=False)
-    )
+    edges = tuple(Edge(a.key, b.key, kind="order") for a, b in pairwise(boxes))
     title = f"{trace.environment.program or 'trace'}: {words.plural(len(ids), 'kernel')}"
     return Picture(title, boxes, edges, _legend(boxes, colour), tuple(notes))
 
@@ -292,14 +295,15 @@ def node_title(n: Node) -> str:
     return n.label or (f"{n.op} {arg}" if arg else n.op)
 
 
-def node_box(trace: Trace, graph: Graph, i: int, mark: str = "") -> Box:
+def node_box(
+    trace: Trace, graph: Graph, i: int, mark: str = "", constant: Collection[int] = ()
+) -> Box:
     n = graph[i]
-    consts = [words.line(graph.args[s] or "const", 12) for s in n.src
-              if graph.ops[s] in ("CONST", "VCONST") and graph.args]
+    consts = [words.line(cluster.constant_text(graph, s), 16) for s in n.src if s in constant]
     about = " ".join(t for t in (n.dtype, n.shape) if t)
-    if consts and cluster.sort_of(n) != "constant":
+    if consts:
         about = f"{about} with {', '.join(consts[:3])}".strip()
-    places = list(dict.fromkeys(trace.place(trace.origin(o).frame) for o in n.origins))
+    places = list(dict.fromkeys(cluster.origin_place(trace, o) for o in n.origins))
     origin = " ".join(t for t in (n.tensor_op, ", ".join(p for p in places[:2] if p)) if t)
     phase = n.phase or next((trace.origin(o).phase for o in n.origins), "")
     return Box(
@@ -331,9 +335,11 @@ def nodes(
     if level.parts:
         notes.append(f"{words.plural(len(level.members), 'node')} drawn as {len(parts)} groups")
     place = {m: p for p, group in enumerate(parts) for m in group.members}
+    constant = {i for i, c in enumerate(cluster.constants(graph)) if c}
     boxes = []
     for group in parts:
-        box = node_box(trace, graph, group.members[0], "chosen" if focus in group.members else "")
+        mark = "chosen" if focus in group.members else ""
+        box = node_box(trace, graph, group.members[0], mark, constant)
         if len(group.members) > 1:
             sorts = {cluster.sort_of(graph[m]) for m in group.members}
             box = replace(
@@ -413,11 +419,12 @@ def step(trace: Trace, pass_id: int = -1, index: int = 0, limit: int = LIMIT) ->
         raise BadInput(f"step {index} of pass {p.name!r}", f"a number from 0 to {len(p) - 1}")
     s, table = p[index], trace.graph(p.table)
     old, new = (_below(table, root, limit // 2) for root in (s.old, s.new))
+    constant = {i for i in old | new if table.ops[i] in ("CONST", "VCONST")} - {s.old, s.new}
     boxes = []
-    for i in sorted(old | new):
+    shown = (old | new) - constant
+    for i in sorted(shown):
         mark = "" if i in old and i in new else "removed" if i in old else "added"
-        boxes.append(node_box(trace, table, i, mark))
-    shown = old | new
+        boxes.append(node_box(trace, table, i, mark, constant))
     edges = tuple(Edge(f"n{j}", f"n{i}") for i in sorted(shown) for j in table.srcs[i]
                   if j in shown)
     title = f"{words.line(p.name)}, step {index + 1} of {len(p)}"

@@ -180,8 +180,8 @@ def one_kernel(trace: Trace, id: int, code: bool = True) -> str:
                        "`tgx show DIR` lists them") from None
     c = _costs_among(trace, [trace.kernel(x) for x in trace.schedule(k.schedule).kernels]
                      if k.schedule != -1 else [k])[id]
-    out = [f"kernel {k.id}: {words.line(k.name)}", f"  tinygrad calls it {words.line(k.tinygrad_name)}"
-           f" · {k.phase} · {words.line(k.device)}"]
+    out = [f"kernel {k.id}: {words.line(k.name)}",
+           f"  {k.phase}, on {words.line(k.device)}, {words.line(k.tinygrad_name)} to tinygrad"]
     out += ["", "lines"]
     for file, number in k.lines:
         f = trace.file(file)
@@ -191,7 +191,8 @@ def one_kernel(trace: Trace, id: int, code: bool = True) -> str:
         out.append(f"gradient of: {words.line(', '.join(k.forward))}")
     out += ["", "reads"] + [f"  {_buffer(trace, b)}" for b in k.reads]
     out += ["writes"] + [f"  {_buffer(trace, b)}" for b in k.writes]
-    own, others = [], []
+    own: list[Boundary] = []
+    others: list[Boundary] = []
     for b in trace.boundaries_of(id):
         (own if b.source == id else others).append(b)
     for title, found in (("why it ends where it ends", own), ("why it begins where it begins",

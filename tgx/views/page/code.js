@@ -42,7 +42,7 @@ const MOST_LINES = 3000;
 function uopsPane(graph) {
   const lines = [], uops = [];
   for (let i = 0; i < graph.n; i++) {
-    const from = [graph.tensor_op(i), place(T.origins.get(graph.origins(i)[0])?.frame ?? -1)].filter(Boolean).join(" ");
+    const from = [graph.tensor_op(i), originPlace(graph.origins(i)[0])].filter(Boolean).join(" ");
     lines.push(`${String(i).padStart(4)}  ${graph.op(i)} ${graph.dtype(i)} ${short(graph.arg(i), 60)} ${graph.src(i).join(" ")}`.trimEnd() + (from ? `   ← ${from}` : ""));
     uops.push(i);
   }

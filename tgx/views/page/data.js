@@ -35,7 +35,22 @@ class Graph {
     return this.dtype(i).includes("int") && !this.origins(i).length && !this.tensor_op(i)
       ? "index" : "arithmetic";
   }
-  isConst(i) { return SORTS[this.op(i)] === "constant"; }
+  // a constant, or constants only cast and gathered (a shape is a stack of them)
+  isConst(i, depth = 0) {
+    this.constants ??= new Map();
+    if (!this.constants.has(i)) {
+      const op = this.op(i), sort = SORTS[op], src = this.src(i);
+      const folds = (!sort || sort === "movement") && src.length > 0 && depth < 40 && src.every((s) => this.isConst(s, depth + 1));
+      this.constants.set(i, sort === "constant" || folds || (op === "STACK" && !src.length));
+    }
+    return this.constants.get(i);
+  }
+  constText(i, depth = 3) {
+    const src = this.src(i);
+    if (!src.length || !depth) return this.arg(i) || this.op(i);
+    const parts = src.slice(0, 8).map((s) => this.constText(s, depth - 1));
+    return src.length === 1 ? parts[0] : `(${parts.join(", ")})`;
+  }
   title(i) { return this.label(i) || (this.arg(i) ? `${this.op(i)} ${short(this.arg(i), 24)}` : this.op(i)); }
   phaseOf(i) {
     return this.phase(i) || this.origins(i).map((o) => T.origins.get(o)?.phase).find(Boolean) || "";
@@ -43,7 +58,7 @@ class Graph {
   // the node as an expression a few levels deep: (PARAM x + 2.0)
   expression(i, depth = 4) {
     const src = this.src(i), sign = SIGNS[this.op(i)];
-    if (this.isConst(i)) return this.arg(i) || this.op(i);
+    if (this.isConst(i)) return this.constText(i);
     if (!src.length) return this.title(i);
     if (!depth) return this.op(i) + "(…)";
     const parts = src.slice(0, 6).map((s) => this.expression(s, depth - 1));
@@ -124,6 +139,12 @@ function scheduleFacts(id) {
 const place = (frame) => {
   const f = T.frames.get(frame);
   return f ? `${T.files.get(f.file).path}:${f.line}` : "";
+};
+// where an operation stands in the user's code; a gradient's is its forward operation's
+const originPlace = (id) => {
+  let o = T.origins.get(id);
+  if (o && o.forward >= 0) o = T.origins.get(o.forward) ?? o;
+  return o ? place(o.frame) : "";
 };
 const scheduleName = (s) => s.name || (s.jit ? "jit " + s.jit : "schedule " + s.id);
 

@@ -139,6 +139,7 @@ function show(stage, drawn, direction = 0) {
 function zoom(factor) {
   if (!view?.root) return;
   const stage = byId("stage");
+  view.fitted = !factor;
   const fit = Math.min((stage.clientWidth - 8) / view.w, (stage.clientHeight - 8) / view.h);
   if (!factor) view.scale = Math.max(Math.min(1.1, (stage.clientWidth - 8) / view.w), Math.min(0.62, 1), Math.min(fit, 1.1));
   else view.scale = Math.max(0.1, Math.min(4, view.scale * factor));

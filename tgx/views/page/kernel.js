@@ -3,6 +3,8 @@
 const TABS = { why: "why here", ops: "ops", loops: "loops", code: "code", steps: "steps", cost: "cost" };
 let paneToken = 0;
 
+painters.push(() => document.querySelector("main").classList.toggle("wide", S.k >= 0 && S.tab === "code")); // code wants room
+
 painters.push(async (changed) => {
   if (!any(changed, "s k l b u tab p i c")) return;
   const token = ++paneToken;
@@ -117,7 +119,7 @@ function opCounts(graph) {
 const LOOP_WORDS = { global: "global", thread: "threads", local: "local threads", warp: "warp", loop: "", reduce: "reduce", group_reduce: "reduce in a group", upcast: "vector", unroll: "unrolled", device: "devices" };
 function nest(loops, other) {
   const known = new Set((other ?? loops).map(([n, s, kind]) => `${n} ${s} ${kind}`));
-  return el("pre", { class: "nest" }, loops.map(([name, size, kind], i) => el("div", { class: known.has(`${name} ${size} ${kind}`) ? "" : "new", style: `padding-left:${i * 14}px` },
+  return el("pre", { class: "nest" }, loops.map(([name, size, kind], i) => el("div", { class: known.has(`${name} ${size} ${kind}`) ? "" : "new", style: `padding-left:${i * 11}px` },
     el("span", { class: "tk" }, "for "), name, el("span", { class: "tk" }, " in "), el("span", { class: "tn" }, size), LOOP_WORDS[kind] ? el("span", { class: "tc" }, ` (${LOOP_WORDS[kind]})`) : "")));
 }
 

@@ -5,7 +5,7 @@ const KEYS = [["/", "search"], ["j k", "next and previous kernel"], ["l", "go in
 
 function header() {
   const e = T.env;
-  byId("what").replaceChildren(el("b", {}, e.program || "trace"), e.device ? " · " + e.device : "");
+  byId("what").replaceChildren(el("b", { tip: [e.program, ...e.arguments].join(" ") }, (e.program || "trace").split("/").pop()), e.device ? " · " + e.device : "");
   const select = byId("schedule");
   const option = (s) => el("option", { value: s.id }, `${scheduleName(s)} · ${plural(s.kernels.length, "kernel")}${s.runs > 1 ? ` · ×${s.runs}` : ""}${place(s.frame) ? " · " + place(s.frame) : ""}`);
   const steady = new Set(T.steady);
@@ -137,6 +137,7 @@ async function start() {
   addEventListener("popstate", () => paint());
   addEventListener("hashchange", () => paint());
   let waiting = 0;
+  new ResizeObserver(() => { if (view?.fitted) zoom(0); }).observe(byId("stage"));
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => paint(true), 120); });
   paint(true);
   document.documentElement.dataset.ready = performance.now().toFixed(0); // read by the tests

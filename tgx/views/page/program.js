@@ -22,11 +22,11 @@ painters.push(async (changed) => {
   const drawn = await picture(onlyMarks);
   if (token !== drawToken) return;
   const depth = [S.g, S.in && "x", S.n].filter(Boolean).join(".").length;
-  const top = stage.scrollTop, left = stage.scrollLeft, scale = view?.scale;
+  const top = stage.scrollTop, left = stage.scrollLeft, scale = view?.scale, keptFit = view?.fitted;
   if (drawn instanceof Node) { view = null; stage.replaceChildren(drawn); byId("legend").replaceChildren(); }
   else {
     show(stage, drawn, painting > 1 && !onlyMarks ? Math.sign(depth - lastDepth) : 0);
-    if (onlyMarks && scale) { view.scale = scale; zoom(1); stage.scrollTop = top; stage.scrollLeft = left; }
+    if (onlyMarks && scale) { const fitted = view.fitted && keptFit; view.scale = scale; zoom(1); view.fitted = fitted; stage.scrollTop = top; stage.scrollLeft = left; }
     if (S.k >= 0 && S.in === "") reveal(stage, keyOfKernel(S.k));
     byId("legend").replaceChildren(...legend(drawn.boxes, drawn.edges), ...(drawn.notes ?? []).map((t) => el("span", { class: "note" }, t)));
   }
@@ -143,10 +143,13 @@ function withEdges(boxes, boxOf, facts, node) {
     }
     for (const b of k.writes) writtenBy.set(b, id);
   }
-  const edges = [];
+  const edges = [], told = new Set();
   for (const [key, list] of between) {
     const [a, b] = key.split(" ").map(Number);
-    edges.push(bufferEdge(a, b, list));
+    const edge = bufferEdge(a, b, list), same = a + ":" + list.map(([x]) => x);
+    if (told.has(same)) edge.label = []; // one buffer, several readers: said once
+    told.add(same);
+    edges.push(edge);
   }
   const total = boxes.length;
   const room = 60 - total;
@@ -155,8 +158,8 @@ function withEdges(boxes, boxOf, facts, node) {
     for (const [b, readers] of outside) {
       const buffer = T.buffers.get(b);
       boxes.push(bufferBox(buffer));
-      for (const box of new Set(readers.map((k) => boxOf.get(k)))) {
-        edges.push({ a: boxes.length - 1, b: box, label: [bytes(buffer.nbytes)], kind: "data", go: () => go({ b, k: -1, l: "" }) });
+      for (const [i, box] of [...new Set(readers.map((k) => boxOf.get(k)))].entries()) {
+        edges.push({ a: boxes.length - 1, b: box, label: i ? [] : [bytes(buffer.nbytes)], tip: `${buffer.name} ${bytes(buffer.nbytes)}`, kind: "data", go: () => go({ b, k: -1, l: "" }) });
       }
     }
     for (const [w, why] of results) {
@@ -218,9 +221,9 @@ function nodesPicture(graph) {
 }
 
 function nodeBox(graph, i, extra = {}) {
-  const consts = graph.src(i).filter((s) => graph.isConst(s)).map((s) => short(graph.arg(s), 10));
+  const consts = graph.src(i).filter((s) => graph.isConst(s)).map((s) => short(graph.constText(s), 16));
   const about = [graph.dtype(i), graph.shape(i)].filter(Boolean).join(" ") + (consts.length ? ` with ${consts.slice(0, 3).join(", ")}` : "");
-  const places = [...new Set(graph.origins(i).map((o) => place(T.origins.get(o)?.frame)))].filter(Boolean);
+  const places = [...new Set(graph.origins(i).map(originPlace))].filter(Boolean);
   const where = [graph.tensor_op(i), places[0]].filter(Boolean).join(" ");
   return { key: "n" + i, title: graph.title(i), small: [about, where], kind: graph.sort(i) === "constant" ? "index" : graph.sort(i),
     tone: graph.phaseOf(i), mark: S.u === i ? "chosen" : "", tip: `${i}: ${graph.op(i)} ${short(graph.arg(i), 200)}\n${about}\n${[graph.tensor_op(i), ...places].join(" ")}`,

@@ -46,12 +46,16 @@ function stepsTab(k) {
     const quietOnes = lists[passOwner].filter((p) => p[3] === 0).length;
     const most = Math.max(1, ...rows.map((p) => p[2]));
     list.replaceChildren(...rows.map(([id, name, matches, n, depth]) => el("button", { class: `pass ${S.p === id ? "on" : ""}`, style: `padding-left:${8 + 12 * depth}px`,
-      "data-pass": id, onclick: () => n && go({ p: id, i: firstMatch(id), in: "step", tab: "steps" }), disabled: !n },
+      "data-pass": id, onclick: () => openPass(id), disabled: !n },
     el("span", { class: "name" }, name), el("span", { class: "count" }, n ? `${matches}` : "–"),
     el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })))),
     el("p", { class: "quiet" }, rows.length ? "" : "no pass by this name", !showUnchanged && quietOnes ? `${quietOnes} ${quietOnes === 1 ? "pass" : "passes"} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
   };
   fillList();
+  requestAnimationFrame(() => {
+    const on = list.querySelector(".on");
+    if (on) list.scrollTop = on.offsetTop - list.offsetTop - 40;
+  });
   root.append(el("div", { class: "pick" },
     lists.p.length ? el("button", { class: passOwner === "p" ? "on" : "", onclick: () => { passOwner = "p"; paint(true); } }, "this kernel") : null,
     lists.s.length ? el("button", { class: passOwner === "s" ? "on" : "", onclick: () => { passOwner = "s"; paint(true); } }, "its schedule") : null,
@@ -64,7 +68,13 @@ function stepsTab(k) {
   return root;
 }
 
-const firstMatch = () => 0;
+// a pass opens on its first match; what comes before only rebuilds
+async function openPass(id) {
+  const pass = await loadPass(id);
+  let i = 0;
+  while (pass && i < pass.n - 1 && !pass.step(i).match) i++;
+  go({ p: id, i, in: "step", tab: "steps" });
+}
 
 // The rule's own source, the change as an expression, and the controls.
 function stepPanel(pass) {
@@ -85,7 +95,7 @@ function stepPanel(pass) {
       el("pre", {}, highlight(rule.text.trim(), "python"))) : el("p", { class: "quiet" }, "No rule of its own: the same node, rebuilt on its new sources."),
     el("div", { class: "change" }, el("div", { class: "gone" }, pass.graph.expression(s.old)), el("div", { class: "arrow" }, "↓"), el("div", { class: "come" }, pass.graph.expression(s.now))),
     originsOf(pass.graph, s.old),
-  ];
+  ].filter(Boolean);
 }
 
 function originsOf(graph, i) {

@@ -150,7 +150,7 @@ function lifetimesElement() {
 function rooflineElement() {
   const kernels = scheduleFacts(S.s).kernels.filter((k) => k.us > 0 && k.flops > 0 && k.bytes > 0);
   if (!kernels.length) return quiet("No kernel has both a time and an estimate of its work.", "time");
-  return el("div", { class: "pad" }, roofline(kernels, Math.max(360, byId("stage").clientWidth - 40), Math.max(260, byId("stage").clientHeight - 70)),
+  return el("div", { class: "pad" }, roofline(kernels, Math.max(360, byId("stage").clientWidth - 40), Math.max(240, byId("stage").clientHeight - 130)),
     el("p", { class: "quiet" }, `Roof: ${T.roof[2]}, ${rate(T.roof[0], "F")} and ${rate(T.roof[1], "B")}. Right of the corner arithmetic is the limit, left of it memory.`));
 }
 
