@@ -345,7 +345,7 @@ def remove_bufferize(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
 
 def _watched_remove(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
     if not _deciding:
-        return _plain_remove(src, buf, idx)  # type: ignore[no-any-return]
+        return _plain_remove(src, buf, idx)
     last = 0
 
     def lines(frame: FrameType, event: str, arg: object) -> Any:
@@ -364,7 +364,7 @@ def _watched_remove(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
         sys.settrace(before)
     if result is None:
         _deciding[-1].kept(buf, last)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 _plain_pm = rangeify.pm_remove_bufferize
@@ -376,14 +376,14 @@ _watched_pm = PatternMatcher(
 def deciding(decisions: Decisions) -> Iterator[Decisions]:
     """The scheduler's decisions inside are noted in ``decisions``."""
     saved = indexing.IndexingContext, rangeify.pm_remove_bufferize
-    indexing.IndexingContext = WatchedIndexing  # type: ignore[misc]
+    indexing.IndexingContext = WatchedIndexing
     rangeify.pm_remove_bufferize = _watched_pm
     _deciding.append(decisions)
     try:
         yield decisions
     finally:
         _deciding.pop()
-        indexing.IndexingContext, rangeify.pm_remove_bufferize = saved  # type: ignore[misc]
+        indexing.IndexingContext, rangeify.pm_remove_bufferize = saved
 
 
 def missing_lines() -> list[str]:

@@ -196,7 +196,7 @@ class FollowedRewrite(RewriteContext):
         result, pattern = first_match(self.pm, x, self.ctx)
         if isinstance(result, UOp):
             self.follow.matched(x, result, pattern, self)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def cached_bpm_rewrite(self, x: UOp) -> UOp | None:
         if x in self.bpm_cache:
@@ -205,7 +205,7 @@ class FollowedRewrite(RewriteContext):
         if isinstance(result, UOp):
             self.follow.matched(x, result, pattern, self)
         self.bpm_cache[x] = result
-        return result  # type: ignore[no-any-return]
+        return result
 
     def unified_rewrite(self, root: UOp) -> UOp:
         return self._around(super().unified_rewrite, root)
@@ -242,25 +242,25 @@ def _followed_rebuild(n: UOp, new_src: tuple[UOp, ...]) -> Any:
 def following(follow: Follow) -> Iterator[Follow]:
     """Every rewrite inside is noted in ``follow``."""
     saved = uops.RewriteContext, uops._rebuild_dtype
-    uops.RewriteContext = FollowedRewrite  # type: ignore[misc]
+    uops.RewriteContext = FollowedRewrite
     uops._rebuild_dtype = _followed_rebuild
     _following.append(follow)
     try:
         yield follow
     finally:
         _following.pop()
-        uops.RewriteContext, uops._rebuild_dtype = saved  # type: ignore[misc]
+        uops.RewriteContext, uops._rebuild_dtype = saved
 
 
 @contextmanager
 def not_following() -> Iterator[None]:
     """tinygrad's own rewrites, unobserved, inside a `following` block."""
     saved = uops.RewriteContext, uops._rebuild_dtype
-    uops.RewriteContext, uops._rebuild_dtype = RewriteContext, _plain_rebuild  # type: ignore[misc]
+    uops.RewriteContext, uops._rebuild_dtype = RewriteContext, _plain_rebuild
     try:
         yield
     finally:
-        uops.RewriteContext, uops._rebuild_dtype = saved  # type: ignore[misc]
+        uops.RewriteContext, uops._rebuild_dtype = saved
 
 
 # **** what a kernel's nodes come from ****
