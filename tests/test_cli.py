@@ -120,6 +120,7 @@ def test_doctor(fresh: Run) -> None:
     assert "LLVM" in found["llvmlite"]["detail"] and int(found["threads"]["detail"]) >= 1
     assert not found["clang"]["ok"] and found["clang"]["install"]
     assert found["dot"]["ok"] and "graphviz-pure" in found["dot"]["detail"]
+    assert "DEV" not in found  # nobody set it
     assert not found["TGX_CHEK"]["ok"] and found["TGX_CHEK"]["install"] == "unset TGX_CHEK"
     assert {"tinygrad-tgx[peers]", "tinygrad-tgx[cuda]", "tinygrad-tgx[test]"} <= set(found)
     assert all(f["install"] for f in found.values() if not f["ok"])
@@ -142,19 +143,31 @@ def test_doctor_fails_only_if_tgx_cannot_run(
     assert "get llvmlite" in capsys.readouterr().out
 
 
-def test_doctor_without_tinygrad(tmp_path: Path, root: Path) -> None:
+def test_without_tinygrad(root: Path) -> None:
     """-S: no site-packages at all, so everything is missing."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "tgx", "doctor"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "pip install 'tinygrad>=0.14,<0.15'" in done.stdout
-    assert done.stdout.endswith("TGX does not run here.\n")
+
+    def tgx(command: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-S", "-m", "tgx", command]
+        return subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+
+    doctor = tgx("doctor")
+    assert doctor.returncode == 1 and "Traceback" not in doctor.stderr, doctor.stderr
+    assert "pip install 'tinygrad>=0.14,<0.15'" in doctor.stdout
+    assert doctor.stdout.endswith("TGX does not run here.\n")
+    devices = tgx("devices")
+    assert devices.returncode == 2 and devices.stderr.splitlines() == [
+        "tgx devices: found no tinygrad",
+        f"  expected: tinygrad 0.14.x, which tgx {__version__} is made for",
+        "  next: python -m pip install 'tinygrad>=0.14,<0.15'",
+    ]
+
+
+def test_ctrl_c_is_the_scripts_too(fresh: Run, tmp_path: Path) -> None:
+    path = tmp_path / "endless.py"
+    path.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ours, plain = fresh("-m", "tgx", "run", path), fresh(path)
+    assert ours.returncode == plain.returncode == -2
+    assert ours.stderr == plain.stderr
 
 
 # **************** all commands ****************

@@ -11,6 +11,7 @@ import inspect
 import sys
 from functools import reduce
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +55,8 @@ NEEDS = {
 
 def check() -> None:
     """Raise `WrongTinygrad` unless the tinygrad installed here is one tgx was made for."""
+    if find_spec("tinygrad") is None:
+        raise refusal("no tinygrad")
     found = version()
     if found and not found.startswith(MADE_FOR + "."):
         raise refusal(f"tinygrad {found}")
@@ -65,7 +68,7 @@ def check() -> None:
 def refusal(found: str) -> WrongTinygrad:
     from tgx import __version__
 
-    return WrongTinygrad(f"found {found}", f"tgx {__version__} is made for {MADE_FOR}.x", INSTALL)
+    return WrongTinygrad(f"found {found}", f"tinygrad {MADE_FOR}.x, which tgx {__version__} is made for", INSTALL)
 
 
 def version() -> str:

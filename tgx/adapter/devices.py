@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tgx import settings
+from tgx.adapter import compat
 from tgx.errors import UnknownDevice
 
 # Not devices that compute: files, arrays, sockets.
@@ -55,6 +56,7 @@ def unknown_device(name: str) -> UnknownDevice:
 
 def device_states() -> Iterator[DeviceState]:
     """Open every device tinygrad would try, in its order, and run one small kernel on it."""
+    compat.check()
     from tinygrad import Device
     from tinygrad.device import ALL_DEVICES
 

@@ -39,6 +39,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; nothing here raises."""
+    told = variables()  # before tinygrad chooses a device: it notes its choice in DEV
     return [
         python(),
         tinygrad(),
@@ -52,7 +53,7 @@ def examine() -> list[Finding]:
         dot(),
         cuda(),
         *map(extra, EXTRAS),
-        *variables(),
+        *told,
     ]
 
 
