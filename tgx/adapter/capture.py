@@ -626,7 +626,7 @@ def mark_tensors(s: Session) -> Undo:
     def assign(self: Any, x: Any) -> Any:
         result = plain_assign(self, x)
         if MARK not in self.uop.__dict__:
-            mark(self.uop)
+            mark(self.uop, op="assign")
         return result
 
     return _both(replace_attribute(Tensor, "_apply_uop", _apply_uop),

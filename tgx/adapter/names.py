@@ -8,7 +8,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from tinygrad.tensor import Tensor
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import GroupOp, Ops, UOp
 
 from tgx.adapter.origins import OriginRecord, Origins
 
@@ -72,6 +72,7 @@ def arguments(buffers: Sequence[UOp], frame: FrameType | None, origins: Origins)
 
 # objects that hold no Tensors of the user's
 _CLOSED = (str, bytes, int, float, ModuleType, type, UOp, type(None))
+_BORROWED = ("params", "buffers")  # an optimizer's lists of what belongs to the model
 _FOREIGN = {"builtins", "numpy", "functools", "types", "tgx"}
 
 
@@ -86,8 +87,10 @@ def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(k, (str, int)):
                 yield f"{name}[{k!r}]", v
     elif type(value).__module__.split(".")[0] not in _FOREIGN:
+        borrowed = _BORROWED if type(value).__module__ == "tinygrad.nn.optim" else ()
         for k, v in list(getattr(value, "__dict__", {}).items()):
-            yield f"{name}.{k}", v
+            if k not in borrowed:
+                yield f"{name}.{k}", v
 
 
 def _name_tensor(name: str, tensor: Tensor, wanted: set[UOp], found: dict[UOp, str]) -> None:
@@ -95,13 +98,17 @@ def _name_tensor(name: str, tensor: Tensor, wanted: set[UOp], found: dict[UOp, s
         if t is None:
             continue
         node = t.uop
-        for _ in range(16):  # a view of a buffer, or a buffer after a store
+        for _ in range(16):
             if node in wanted:
                 found.setdefault(node, text)
                 break
-            if node.op is Ops.BUFFER or not node.src:
+            if not node.src or node.op not in _VIEWS:
                 break
             node = node.src[0]
+
+
+# a tensor that is one of these over a buffer is that buffer, seen in some way
+_VIEWS = {*GroupOp.Movement, Ops.AFTER, Ops.DETACH, Ops.BITCAST, Ops.UNSHARD}
 
 
 # **** kernels ****
@@ -115,20 +122,24 @@ def operation(record: OriginRecord) -> str:
 
 
 def kernel(records: Sequence[OriginRecord], origins: Origins, writes: Iterable[str],
-           reads: Iterable[str], phase: str, kind: str, devices: str = "") -> str:
+           reads: Iterable[str], phase: str, kind: str, target: str = "",
+           devices: str = "") -> str:
     """A kernel's name: ``conv1 + bias + relu``, ``∂w2``, ``adam: w1``.
 
-    ``records`` are the origins of what it computes, in order; ``writes`` and ``reads`` the names of its buffers.
+    ``records`` are the origins of what it computes, in order; ``writes`` and ``reads`` the names of
+    its buffers; ``target`` the parameter that it computes a gradient or an update of, if any.
     """
     outputs = [w for w in writes if w]
     if kind == "copy":
-        return f"copy {outputs[0]}" if outputs else f"copy {devices}".strip()
+        return f"copy {outputs[0]}" if outputs else f"copy to {devices}".strip()
+    optimizer = next((r.label for r in records if r.label and r.phase == "optimizer"), "update")
     if phase == "optimizer":
-        label = next((r.label for r in records if r.label and r.phase == "optimizer"), "update")
-        target = ", ".join(outputs[:2])
-        return f"{label}: {target}" if target else label
+        what = ", ".join(brief(o) for o in outputs[:2]) or brief(target)
+        return f"{optimizer}: {what}" if what else optimizer
     if phase == "backward":
-        return _gradient(records, origins, outputs)
+        text = f"∂{brief(target)}" if target else _gradient(records, origins)
+        updates = any(r.phase == "optimizer" for r in records)
+        return f"{text} + {optimizer}" if updates else text
     parts: list[str] = []
     for r in records:
         name = operation(r)
@@ -145,31 +156,31 @@ def kernel(records: Sequence[OriginRecord], origins: Origins, writes: Iterable[s
         parts = quiet or ["fill"]
     text = " + ".join(_short(parts))
     if phase == "data" and outputs:
-        return f"{text}: {outputs[0]}"
+        return f"{text}: {brief(outputs[0])}"
     return text
+
+
+def is_state(name: str) -> bool:
+    """Whether a buffer's name is an optimizer's own: ``opt.m[0]``, ``opt.b1_t``, ``opt.lr``."""
+    last = name.rpartition(".")[2].partition("[")[0]
+    return last in ("m", "v", "b", "b1_t", "b2_t", "lr")
+
+
+def brief(name: str) -> str:
+    """A buffer's name without the variable that holds the whole model: ``l1.weight``."""
+    return name.partition(".")[2] if name.count(".") > 1 else name
 
 
 def _adds_bias(record: OriginRecord) -> bool:
     return record.via[-1:] == ("add",) or "add" in record.via
 
 
-def _gradient(records: Sequence[OriginRecord], origins: Origins, outputs: list[str]) -> str:
-    """``∂w1`` where the output is a parameter's gradient, else what it is the gradient of."""
-    named = [o for o in outputs if o.startswith("∂")]
-    forward = []
-    for r in records:
-        if r.phase == "backward":
-            base = origins.records[r.forward]
-            name = operation(base)
-            if name not in forward and base.op not in QUIET:
-                forward.append(name)
-    if not forward:
-        forward = list(dict.fromkeys(operation(origins.records[r.forward])
-                                     for r in records if r.phase == "backward")) or ["gradient"]
-    through = " · ".join(f"∂{n}" for n in _short(forward))
-    if named:
-        return f"{named[0]} = {through}"
-    return through
+def _gradient(records: Sequence[OriginRecord], origins: Origins) -> str:
+    """``∂relu · ∂l2``: the operations it goes back through."""
+    bases = [origins.records[r.forward] for r in records if r.phase == "backward"]
+    spoken = [b for b in bases if b.op not in QUIET] or bases
+    names = list(dict.fromkeys(operation(b) for b in spoken)) or ["gradient"]
+    return " · ".join(f"∂{n}" for n in _short(names))
 
 
 def _short(parts: list[str]) -> list[str]:

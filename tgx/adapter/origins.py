@@ -70,6 +70,10 @@ MACHINERY = {
 READING = {"numpy", "item", "tolist", "data", "_data", "_buffer"}
 
 
+# An optimizer at work, rather than being made.
+STEPPING = {"step", "schedule_step", "_step", "schedule_step_with_grads", "_apply_update"}
+
+
 def spoken(name: str) -> str:
     """A method's name as the operation it is: ``__radd__`` is ``add``."""
     if name in SPOKEN:
@@ -96,7 +100,7 @@ class Origins:
         self.packages = tuple(p + os.sep for p in (paths["purelib"], paths["platlib"]))
         self.standard = (paths["stdlib"] + os.sep, paths["platstdlib"] + os.sep)
         self.records: list[OriginRecord] = []
-        self._stacks: dict[tuple[int, ...], int] = {}
+        self._stacks: dict[tuple[Any, ...], int] = {}
         self._gradients: dict[tuple[int, int], int] = {}
         # codes are told apart by id, which only means something while they live
         self._alive: dict[int, CodeType] = {}
@@ -119,9 +123,9 @@ class Origins:
             return "other"
         return "user"
 
-    def here(self, depth: int = 1) -> int:
-        """The origin of the calling stack."""
-        key: list[int] = []
+    def here(self, depth: int = 1, op: str = "") -> int:
+        """The origin of the calling stack; ``op`` where no method on it names the operation."""
+        key: list[Any] = [op]
         frame: FrameType | None = sys._getframe(depth)
         top = frame
         while frame is not None:
@@ -130,10 +134,10 @@ class Origins:
             frame = frame.f_back
         found = self._stacks.get(stack := tuple(key))
         if found is None:
-            found = self._stacks[stack] = self._intern(top)
+            found = self._stacks[stack] = self._intern(top, op)
         return found
 
-    def _intern(self, frame: FrameType | None) -> int:
+    def _intern(self, frame: FrameType | None, hint: str) -> int:
         frames: list[FrameType] = []
         while frame is not None:
             self._alive[id(frame.f_code)] = frame.f_code
@@ -148,7 +152,7 @@ class Origins:
         frames, kinds = [frames[i] for i in keep], [kinds[i] for i in keep]
         user = max((i for i, k in enumerate(kinds) if k == "user"), default=-1)
         inside = frames[user + 1:]
-        op, via, phase, label = self._operation(inside)
+        op, via, phase, label = self._operation(inside, hint)
         places = tuple(self.place(f) for f in frames)
         return self._new(op, phase, via, places, user, label=label)
 
@@ -165,7 +169,8 @@ class Origins:
             column = end = -1
         return Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
 
-    def _operation(self, inside: list[FrameType]) -> tuple[str, tuple[str, ...], str, str]:
+    def _operation(self, inside: list[FrameType], hint: str
+                   ) -> tuple[str, tuple[str, ...], str, str]:
         """(operation, chain of methods, phase, label) from the library's frames below the user's."""
         chain: list[str] = []
         phase, label = "forward", ""
@@ -181,9 +186,11 @@ class Origins:
                 chain.append(f.f_code.co_qualname.split(".")[0].lower())
                 label = _called_name(f.f_back) or label
         names = {f.f_code.co_name for f in inside}
+        if phase == "optimizer" and not names & STEPPING:
+            phase = "data"  # its state, being made
         if names & READING and not chain[1:2] == ["cast"]:
             phase = "data" if phase == "forward" else phase
-        chain = [c for c in chain if c != "__new__"] or ["tensor"]
+        chain = [c for c in chain if c != "__new__"] or [hint or "tensor"]
         return chain[0], tuple(chain), phase, label
 
     def gradient(self, forward: int, asked: int) -> int:
@@ -290,7 +297,7 @@ class Marker:
     def __init__(self) -> None:
         self.origins = Origins()
 
-    def mark(self, node: Any, depth: int = 2, known: tuple[Any, ...] = ()) -> None:
+    def mark(self, node: Any, depth: int = 2, known: tuple[Any, ...] = (), op: str = "") -> None:
         """Everything new below ``node`` comes from the calling line.
 
         A node that has a mark was made by another line as well: the same computation written twice is one
@@ -298,7 +305,7 @@ class Marker:
         """
         marks = node.__dict__.get(MARK)
         if marks is None:
-            self._mark_new(node, self.origins.here(depth + 1))
+            self._mark_new(node, self.origins.here(depth + 1, op))
         elif node.op.name in COMPUTES and not any(node is k for k in known):
             origin = self.origins.here(depth + 1)
             if origin not in marks and len(marks) < 4 and self._distinct(marks, origin):
@@ -319,6 +326,7 @@ class Marker:
         return True
 
     def _mark_new(self, node: Any, origin: int) -> None:
+        wrapped = self.origins.records[origin].op in ("tensor", "gradient", "backward")
         todo = [node]
         while todo:
             n = todo.pop()
@@ -326,7 +334,7 @@ class Marker:
             if MARK in d:
                 continue
             # gradients that meet are added without metadata: the sum belongs to what it adds
-            inherited = self._from_gradients(n)
+            inherited = self._from_gradients(n) if n is not node or wrapped else ()
             d[MARK] = inherited or (origin,)
             todo.extend(n.src)
 

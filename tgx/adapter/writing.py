@@ -380,6 +380,8 @@ class _Build:
             kind = "custom"
         root = self._root_records(tk, ast_nodes, low) or records
         phase = "data" if kind == "copy" else _phase(root, records)
+        if any(self._goes_back(tk, n, t, low) for n, t in zip(ast_nodes, tk.notes, strict=False)):
+            phase = "backward"  # a gradient is its main work, whatever is done to it afterwards
         device = call.src[1].device if call is not None and len(call.src) > 1 else ""
         devices = to_tuple(device) if device is not None else ("",)
         writes = [buffers[i] for i in tk.writes if i < len(buffers)]
@@ -412,15 +414,30 @@ class _Build:
     def _marks(self, tk: TemplateKernel, ast_nodes: list[UOp], low: Lowered) -> list[int]:
         """The origins of what a kernel computes, in the order it computes them."""
         data = data_nodes(tk.ast)
-        marks: list[int] = []
+        groups: list[Marks] = []
         for n, tokens in zip(ast_nodes, tk.notes, strict=False):
             if n in data and n.op in COMPUTING:
-                marks.extend(self._expand(tokens, low))
+                groups.extend(low.origins[t] for t in tokens if t < len(low.origins))
+        marks = self._own(groups)
         if not [m for m in marks if m != self.origins.unknown]:
             for n, tokens in zip(ast_nodes, tk.notes, strict=False):
                 if n.op is Ops.STORE or (n in data and n.op not in SHARED):
                     marks.extend(self._expand(tokens, low))
         return marks
+
+    def _own(self, groups: list[Marks]) -> list[int]:
+        """The marks that are this kernel's.
+
+        Two lines that write the same computation share its nodes, which then have a mark of each.
+        Where other nodes of the kernel tell which of the lines it serves, the others' marks go.
+        """
+        line = self.origins.line
+        sure = {line(g[0]) for g in groups if len(g) == 1}
+        out: list[int] = []
+        for g in groups:
+            mine = [m for m in g if line(m) in sure] if len(g) > 1 else []
+            out.extend(mine or g)
+        return out
 
     def _root_records(self, tk: TemplateKernel, ast_nodes: list[UOp],
                       low: Lowered) -> list[OriginRecord]:
@@ -438,6 +455,10 @@ class _Build:
                     node = node.src[0]
                 return [self.origins.records[m] for m in self._expand(note.get(n, ()), low)]
         return []
+
+    def _goes_back(self, tk: TemplateKernel, node: UOp, tokens: Tokens, low: Lowered) -> bool:
+        return node.op is Ops.REDUCE and any(
+            self.origins.records[m].phase == "backward" for m in self._expand(tokens, low))
 
     def _lines(self, records: list[OriginRecord]) -> Iterator[tuple[int, int]]:
         """The user's lines: a gradient's are the forward's, then the line that asked for it."""
@@ -514,41 +535,60 @@ class _Build:
     # the end
     def finish(self) -> None:
         written = {b: k for k in self.kernels for b in k.writes}
-        for number, kernel in written.items():
+        for number in written:
             if self.buffers[number].kind == "input":
                 self._set(number, kind="output")
-            buffer = self.buffers[number]
-            if not buffer.name and kernel.ops:
-                pass
+        targets = [self._target(k) for k in self.kernels]
         for i, (kernel, records) in enumerate(zip(self.kernels, self.records, strict=True)):
             name = names.kernel(
                 records, self.origins, [self.buffers[b].name for b in kernel.writes],
                 [self.buffers[b].name for b in kernel.reads], kernel.phase, kernel.kind,
-                kernel.device)
+                targets[i], kernel.device)
             self.kernels[i] = self.recorder.kernels[kernel.id] = replace(kernel, name=name)
-        for number in list(written):
+        for number, kernel in written.items():
             if not self.buffers[number].name:
-                self._set(number, name=self.recorder.kernels[written[number].id].name)
-            self._set(number, origins=written[number].origins[-1:])
-        self._bounds(written)
+                self._set(number, name=self.recorder.kernels[kernel.id].name)
+            self._set(number, origins=kernel.origins[-1:])
+        self._bounds()
         inner = [b for b in self.buffers.values() if b.kind == "intermediate"]
         self.unplanned = sum(b.nbytes for b in inner)
         arenas = [b.nbytes for b in self.buffers.values() if b.kind == "arena"]
         self.planned = sum(arenas) if arenas else self.unplanned
 
-    def _bounds(self, written: dict[int, model.Kernel]) -> None:
-        readers: dict[int, list[int]] = {}
-        for k in self.kernels:
-            for b in k.reads:
-                if written.get(b) is None or written[b].id != k.id:
-                    readers.setdefault(b, []).append(k.id)
-        for number, kernel in written.items():
-            where = tuple(readers.get(number, ()))
-            if number in self.decision_of:
-                decision, low = self.decision_of[number]
-                self._boundary(number, kernel, where, decision, low)
-            else:
-                self._output(number, kernel, where)
+    def _target(self, kernel: model.Kernel) -> str:
+        """The parameter an optimizer finally changes with what a kernel computes."""
+        if kernel.phase not in ("backward", "optimizer"):
+            return ""
+        frontier, seen = [kernel], {kernel.id}
+        while frontier:
+            k = frontier.pop(0)
+            if k is not kernel or kernel.phase == "optimizer":
+                for b in k.writes:
+                    name = self.buffers[b].name
+                    if name and not names.is_state(name):
+                        return name
+            for reader in self.kernels:
+                if reader.id not in seen and reader.phase == "optimizer" and (
+                        reader.id > k.id and set(k.writes) & set(reader.reads)):
+                    seen.add(reader.id)
+                    frontier.append(reader)
+        return ""
+
+    def _bounds(self) -> None:
+        """One boundary for every time a kernel stores something."""
+        for place, kernel in enumerate(self.kernels):
+            for number in kernel.writes:
+                readers = []
+                for later in self.kernels[place + 1:]:
+                    if number in later.reads:
+                        readers.append(later.id)
+                    if number in later.writes:
+                        break
+                if number in self.decision_of:
+                    decision, low = self.decision_of[number]
+                    self._boundary(number, kernel, tuple(readers), decision, low)
+                else:
+                    self._output(number, kernel, tuple(readers))
 
     def _boundary(self, number: int, kernel: model.Kernel, readers: tuple[int, ...],
                   decision: Decision, low: Lowered) -> None:
