@@ -78,6 +78,51 @@ def do_devices(options: Options) -> int:
     return 0 if any(state.works for state in states) else 1
 
 
+# **************** profile ****************
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", required=True, help="a board: `tgx devices show` lists them")
+    parser.add_argument("--mode", default="", help="its power mode, by name (the fastest)")
+    parser.add_argument("--batch", default="1,8,32", help="batch sizes for tgx_models(): 1,8,32")
+    parser.add_argument("--model", default="", metavar="NAME,...", help="only these tgx_models()")
+    add_json(parser)
+    add_script(parser)
+
+
+def do_profile(options: Options) -> int:
+    from contextlib import redirect_stdout
+
+    from tgx.errors import BadInput
+    from tgx.hardware import profiles, report
+
+    if not all(word.isdecimal() and int(word) for word in options.batch.split(",")):
+        raise BadInput(f"--batch {options.batch}", "sizes of at least 1: --batch 1,8,32")
+    profiles.machine(profiles.find(options.device), options.mode)  # errors before anything runs
+    settings.choose_device("TGX")
+    from tgx.adapter.profile import profile
+
+    def script() -> None:
+        with redirect_stdout(sys.stderr):  # what it prints is not the report
+            try:
+                run_script(options)
+            except SystemExit as stop:
+                if stop.code not in (None, 0):
+                    raise
+
+    batches = [int(word) for word in options.batch.split(",")]
+    models = [word for word in options.model.split(",") if word]
+    result = profile(options.device, options.mode, batches, script, models)
+    if options.json:
+        print_json(report.to_json(result))
+        return 0
+    print("\n".join(report.heading(result)))
+    for step in result.steps:
+        print(f"\n{step.name}" + (f", batch {step.batch}" if step.batch else ""))
+        print_table(report.HEADS, report.table(step))
+    return 0
+
+
 # **************** doctor ****************
 
 
@@ -227,6 +272,12 @@ COMMANDS: dict[str, Command] = {
         "tgx bench --quick --only mlp -o bench.json",
         add_bench,
         do_bench,
+    ),
+    "profile": Command(
+        "what each kernel of a script will cost on a board that is not here",
+        "tgx profile --device jetson-orin-nano-super --mode 15W examples/mnist.py",
+        add_profile,
+        do_profile,
     ),
     "devices": Command(
         "what devices there are, and which work here",

@@ -16,15 +16,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tinygrad import Context, Device, Tensor
+from tinygrad import Context, Tensor
 from tinygrad.codegen import to_program, to_program_config
 from tinygrad.codegen.opt import tc
 from tinygrad.device import Compiler
 from tinygrad.dtype import AddrSpace, dtypes
 from tinygrad.engine import realize
+from tinygrad.engine.jit import _TinyJit
+from tinygrad.engine.worker import get_worker_pool
 from tinygrad.helpers import CCACHE, Target, diskcache_get, diskcache_put
 from tinygrad.renderer.cstyle import CStyleLanguage, CUDARenderer
 from tinygrad.uop.ops import GroupOp, Ops, UOp, sym_infer
@@ -33,11 +35,22 @@ from tgx.adapter import compat, nvrtc
 from tgx.errors import BadInput
 from tgx.hardware import cubin
 from tgx.hardware.kernel import Chain, Copy, GpuKernel, Work
+from tgx.recording import trace
 
-CACHE = "tgx_offline_3"  # raise the number when what is stored changes
+CACHE = "tgx_offline_4"  # raise the number when what is stored changes
 
+
+Step = Callable[..., Any]
 
 # **************** capture ****************
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a kernel is, for people: the operations it does, and the lines that ask for them."""
+
+    name: str = ""
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,24 +59,32 @@ class Captured:
 
     calls: tuple[UOp, ...]
     variables: dict[str, int]
+    origins: tuple[Origin, ...] = ()
 
 
-class _Catcher:
-    """What tinygrad hands its schedules to instead of running them, as it does for TinyJit."""
+class _Catcher(_TinyJit):
+    """Takes schedules in place of running them, as a TinyJit does while it captures; being one, it
+    is also seen by a trace that records at the same time."""
 
     def __init__(self) -> None:
-        self.calls: list[UOp] = []
+        super().__init__(lambda: None)
+        self._linears: list[UOp] = []
         self.variables: dict[str, int] = {}
 
     def add_linear(self, linear: UOp, variables: dict[str, int]) -> None:
-        self.calls += _flat(linear)
+        super().add_linear(linear, variables)
         self.variables |= variables
 
+    @property
+    def calls(self) -> tuple[UOp, ...]:
+        return tuple(call for linear in self._linears for call in flat(linear))
 
-def _flat(linear: UOp) -> Iterator[UOp]:
+
+def flat(linear: UOp) -> Iterator[UOp]:
+    """The launches of a schedule, with schedules inside of it opened."""
     for call in linear.src:
         if call.op is Ops.LINEAR:
-            yield from _flat(call)
+            yield from flat(call)
         else:
             yield call
 
@@ -81,16 +102,38 @@ def catching() -> Iterator[_Catcher]:
         realize.capturing.clear()
 
 
-def capture(step: Callable[..., Any], inputs: Sequence[Any] = ()) -> Captured:
+def capture(step: Step, inputs: Sequence[Any] = (), watch: trace | None = None) -> Captured:
     """The kernels that `step(*inputs)` launches. Tensors it returns are realized, as TinyJit does;
-    a TinyJit itself is looked into."""
+    a TinyJit itself is looked into. A trace that is recording gives the kernels their names and
+    source lines."""
     function = getattr(step, "fxn", None) or step
-    Tensor.realize(*(value for value in inputs if isinstance(value, Tensor)))
+    before = len(_jit_parts(watch))
     with catching() as catcher:
         lazy = list(_tensors(function(*inputs)))
         if lazy:
             Tensor.realize(*lazy)
-    return Captured(tuple(catcher.calls), catcher.variables)
+    calls = catcher.calls
+    return Captured(calls, catcher.variables, origins(watch, before, len(calls)))
+
+
+def _jit_parts(watch: trace | None) -> list[Any]:
+    return [] if watch is None or watch._session is None else watch._session.jit_parts
+
+
+def origins(watch: trace | None, since: int, count: int) -> tuple[Origin, ...]:
+    """The trace's account of what was captured since its part number `since`; nothing where that is
+    not as many launches as there are."""
+    ids = [kernel for plan, _ in _jit_parts(watch)[since:] for kernel in plan.kernels]
+    if watch is None or len(ids) != count:
+        return ()
+    recorded = watch.trace
+    files = {file.id: file.path for file in recorded.files}
+    kernels = {kernel.id: kernel for kernel in recorded.kernels}
+    return tuple(
+        Origin(k.name, tuple(f"{files[file]}:{line}" for file, line in k.lines))
+        if (k := kernels.get(id)) is not None else Origin()
+        for id in ids
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -140,28 +183,55 @@ def renderer_for(arch: str) -> OfflineRenderer:
 
 
 def lower(captured: Captured, arch: str) -> list[GpuKernel | Copy]:
-    """Every launch of a program, compiled for `arch`, in order. Equal kernels are compiled once."""
+    """Every launch of a program, compiled for `arch`, in order. Equal kernels are compiled once, in
+    parallel; results are kept on disk, in tinygrad's own cache."""
     renderer = renderer_for(arch)
-    return [_lower_call(call, renderer, captured.variables) for call in captured.calls]
+    asts: dict[str, tuple[UOp, dict[str, int]]] = {}
+    keys = []
+    for call in captured.calls:
+        ast = call.src[0]
+        key = ""
+        if ast.op is Ops.SINK:
+            values = {v.expr: captured.variables.get(v.expr, v.vmax) for v in ast.variables()}
+            key = _key(ast, renderer, values)
+            asts[key] = ast, values
+        keys.append(key)
+    records = _records(asts, renderer)
+    origins = captured.origins or (Origin(),) * len(keys)
+    return [
+        replace(records[key], name=origin.name or records[key].name, lines=origin.lines)
+        if key else _copy(call)
+        for key, call, origin in zip(keys, captured.calls, origins, strict=True)
+    ]  # fmt: skip
 
 
-def _lower_call(
-    call: UOp, renderer: OfflineRenderer, variables: dict[str, int]
-) -> GpuKernel | Copy:
-    ast = call.src[0]
-    if ast.op is not Ops.SINK:
-        buffer = call.src[1]
-        size = buffer.max_numel() * buffer.dtype.itemsize
-        return Copy(ast.op.name.lower(), size)
-    used = {v.expr: variables.get(v.expr, v.vmax) for v in ast.variables()}
-    key = _key(ast, renderer, used)
-    record = diskcache_get(CACHE, key) if CCACHE else None
-    if record is None:
-        record = asdict(_compile(ast, renderer, used))
+def _copy(call: UOp) -> Copy:
+    buffer = call.src[1]
+    return Copy(call.src[0].op.name.lower(), buffer.max_numel() * buffer.dtype.itemsize)
+
+
+def _records(
+    asts: dict[str, tuple[UOp, dict[str, int]]], renderer: OfflineRenderer
+) -> dict[str, GpuKernel]:
+    """The compiled kernels by their keys, from the cache where it has them."""
+    found = {}
+    for key in asts:
+        record = diskcache_get(CACHE, key) if CCACHE else None
+        if record is not None:
+            work, chain = Work(**record.pop("work")), Chain(**record.pop("chain"))
+            found[key] = GpuKernel(work=work, chain=chain, **record)
+    tasks = [(key, *asts[key], renderer) for key in asts if key not in found]
+    pool = get_worker_pool() if len(tasks) > 3 else None
+    for key, kernel in (pool.imap_unordered if pool else map)(_task, tasks):
+        found[key] = kernel
         if CCACHE:
-            diskcache_put(CACHE, key, record)
-    work, chain = Work(**record.pop("work")), Chain(**record.pop("chain"))
-    return GpuKernel(work=work, chain=chain, **record)
+            diskcache_put(CACHE, key, asdict(kernel))
+    return found
+
+
+def _task(task: tuple[str, UOp, dict[str, int], OfflineRenderer]) -> tuple[str, GpuKernel]:
+    key, ast, values, renderer = task
+    return key, _compile(ast, renderer, values)
 
 
 def _key(ast: UOp, renderer: OfflineRenderer, variables: dict[str, int]) -> str:
@@ -324,9 +394,6 @@ def _product(sizes: Iterable[int]) -> int:
 # **************** whole models ****************
 
 
-Step = Callable[..., Any]
-
-
 def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Step, Step]]:
     """What a script's `tgx_models()` offers: name -> (step, make_inputs(batch))."""
     if "tgx_models" not in namespace:
@@ -342,13 +409,12 @@ def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Step, Step]]:
 
 
 def capture_model(
-    step: Callable[..., Any], make_inputs: Callable[[int], Sequence[Any]], batch: int
+    step: Step, make_inputs: Step, batch: int, watch: trace | None = None
 ) -> Captured:
-    """The kernels of one step at this batch size. Nothing runs on a GPU, and weights are left as
-    they are: what the step assigns is not carried out."""
+    """The kernels of one step at this batch size, as TinyJit would capture them: of its second
+    call, for the first also makes what an optimizer keeps. Nothing runs, and nothing is changed."""
     with Context(BEAM=0):
-        return capture(step, tuple(make_inputs(batch)))
-
-
-def default_device() -> str:
-    return str(Device.DEFAULT)
+        with catching():
+            inputs = tuple(make_inputs(batch))
+        capture(step, inputs)
+        return capture(step, inputs, watch)

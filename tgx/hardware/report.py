@@ -1,0 +1,228 @@
+"""What `tgx profile` says: a row for each launch, a total for each step, as text and as JSON.
+
+Rows keep three times apart. `lower_us` is a bound nothing can beat; `model_us`, with its bars, is a
+guess; `measured_us` is what a board took, and null until there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tgx.hardware import roofline
+from tgx.hardware.kernel import Copy, GpuKernel
+from tgx.hardware.profiles import Machine, Profile
+
+UNITS = ("", "k", "M", "G", "T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One launch. Sizes in bytes; `grid` in blocks and `block` in threads, x first."""
+
+    name: str
+    lines: tuple[str, ...]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    regs: int
+    smem: int
+    stack: int
+    occupancy: float
+    limited_by: tuple[str, ...]
+    waves: float
+    idle_sms: int
+    resident_warps: int
+    ops: int
+    bytes: int
+    bound: str  # the roof that sets lower_us
+    lower_us: float
+    model_us: float
+    model_low_us: float
+    model_high_us: float
+    model_bound: str  # what the model thinks the time goes to
+    measured_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Every launch of one step of a model, in order."""
+
+    name: str
+    batch: int | None  # None: the script's own
+    rows: tuple[Row, ...]
+
+    def total(self, field: str) -> float:
+        return float(sum(getattr(row, field) for row in self.rows))
+
+    @property
+    def measured_us(self) -> float | None:
+        times = [row.measured_us for row in self.rows if row.measured_us is not None]
+        return sum(times) if times and len(times) == len(self.rows) else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was predicted for a board in one of its modes."""
+
+    profile: Profile
+    machine: Machine
+    compiler: str
+    steps: tuple[Step, ...]
+
+
+def step(
+    name: str,
+    batch: int | None,
+    kernels: Sequence[GpuKernel | Copy],
+    machine: Machine,
+    jetson: bool = True,
+) -> Step:
+    """The rows of one step. All that its kernels touch together decides what the L2 can keep."""
+    together = sum(k.work.bytes for k in kernels if isinstance(k, GpuKernel))
+    return Step(name, batch, tuple(row(k, machine, together, jetson) for k in kernels))
+
+
+def row(kernel: GpuKernel | Copy, machine: Machine, together: int, jetson: bool) -> Row:
+    bound = roofline.lower_bound(kernel, machine)
+    guess = roofline.model(kernel, machine, together, jetson)
+    times = {
+        "bound": bound.bound,
+        "lower_us": bound.us,
+        "model_us": guess.us,
+        "model_low_us": guess.low,
+        "model_high_us": guess.high,
+        "model_bound": guess.bound,
+    }
+    if isinstance(kernel, Copy):
+        return Row(kernel.name, (), (), (), 0, 0, 0, 0.0, (), 0.0, 0, 0, 0, kernel.bytes, **times)  # type: ignore[arg-type]
+    fit = roofline.fit(kernel, machine)
+    return Row(
+        name=kernel.name,
+        lines=kernel.lines,
+        grid=kernel.grid,
+        block=kernel.block,
+        regs=kernel.registers,
+        smem=kernel.shared,
+        stack=kernel.stack,
+        occupancy=fit.occupancy.fraction,
+        limited_by=fit.occupancy.limited_by,
+        waves=fit.waves,
+        idle_sms=fit.idle_sms,
+        resident_warps=fit.resident_warps,
+        ops=kernel.work.flops,
+        bytes=kernel.work.bytes,
+        **times,  # type: ignore[arg-type]
+    )
+
+
+# **************** as data ****************
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    machine = report.machine
+    return {
+        "device": machine.id,
+        "name": machine.name,
+        "mode": machine.mode,
+        "arch": machine.arch,
+        "sms": machine.sms,
+        "gpu_mhz": machine.gpu_mhz,
+        "bandwidth_gbs": machine.bandwidth,
+        "assumed": list(machine.assumed),
+        "compiler": report.compiler,
+        "fitted": False,
+        "constants": {name: asdict(c) for name, c in roofline.CONSTANTS.items()},
+        "steps": [
+            {
+                "name": step.name,
+                "batch": step.batch,
+                "kernels": [asdict(row) for row in step.rows],
+                "total": {
+                    "launches": len(step.rows),
+                    "lower_us": step.total("lower_us"),
+                    "model_us": step.total("model_us"),
+                    "model_low_us": step.total("model_low_us"),
+                    "model_high_us": step.total("model_high_us"),
+                    "measured_us": step.measured_us,
+                },
+            }
+            for step in report.steps
+        ],
+    }
+
+
+# **************** as text ****************
+
+HEADS = ("kernel", "line", "grid x block", "regs", "smem", "occ.", "waves", "idle SMs", "ops",
+         "bytes", "bound us", "by", "model us", "between", "by", "measured")  # fmt: skip
+
+
+def heading(report: Report) -> list[str]:
+    """The lines above the tables: the board, what was assumed, and what the numbers are."""
+    m = report.machine
+    mode = f", mode {m.mode}" if m.mode else ""
+    lines = [
+        f"{m.name}{mode}: {m.arch}, {m.sms} SMs at {m.gpu_mhz:g} MHz, {m.bandwidth:.1f} GB/s; "
+        f"compiled by {report.compiler}",
+        *(f"assumed: {line}" for line in m.assumed),
+        "bound: no launch can be faster. model: a guess between two ends, with constants that no "
+        "measurement was fitted to yet.",
+    ]
+    return lines
+
+
+def table(step: Step) -> list[tuple[str, ...]]:
+    """One row of texts for each launch, under HEADS, and the total."""
+    rows = [cells(row) for row in step.rows]
+    measured = step.measured_us
+    rows.append(
+        (
+            f"{len(step.rows)} launches", "", "", "", "", "", "", "",
+            scaled(step.total("ops")), scaled(step.total("bytes")),
+            f"{step.total('lower_us'):.1f}", "", f"{step.total('model_us'):.0f}",
+            f"{step.total('model_low_us'):.0f}-{step.total('model_high_us'):.0f}", "",
+            "" if measured is None else f"{measured:.1f}",
+        )
+    )  # fmt: skip
+    return rows
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    launched = bool(row.grid)
+    return (
+        row.name,
+        row.lines[0] + (f" +{len(row.lines) - 1}" if len(row.lines) > 1 else "")
+        if row.lines else "",
+        f"{_dims(row.grid)} x {_dims(row.block)}" if launched else "",
+        str(row.regs) if launched else "",
+        str(row.smem) if row.smem else "",
+        f"{row.occupancy:.0%}" if launched else "",
+        f"{row.waves:.2f}" if launched else "",
+        str(row.idle_sms) if row.idle_sms else "",
+        scaled(row.ops) if launched else "",
+        scaled(row.bytes),
+        f"{row.lower_us:.2f}",
+        row.bound,
+        f"{row.model_us:.1f}",
+        f"{row.model_low_us:.1f}-{row.model_high_us:.1f}",
+        row.model_bound,
+        "" if row.measured_us is None else f"{row.measured_us:.1f}",
+    )  # fmt: skip
+
+
+def _dims(sizes: Iterable[int]) -> str:
+    """(4, 8, 1) as 4,8: the ones at the end say nothing."""
+    sizes = list(sizes)
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return ",".join(map(str, sizes))
+
+
+def scaled(number: float) -> str:
+    """12877824 as 12.9M."""
+    for unit in UNITS:
+        if abs(number) < 999.5 or unit == UNITS[-1]:
+            return f"{number:.{int(bool(unit) and abs(number) < 99.95)}f}{unit}"
+        number /= 1000
+    return str(number)
