@@ -48,7 +48,8 @@ def read_directly(Buffer: Any) -> None:
         if allow_zero_copy or force_zero_copy or not self.device.startswith("TGX"):
             view: memoryview = stock(self, allow_zero_copy, force_zero_copy, no_sync)
             return view
-        self.ensure_allocated()
+        # tinygrad's own words; a view outlives its buffer, whose memory may be somebody else's by now
+        assert self.is_initialized(), "copy requires allocated buffers"
         return memoryview(bytearray(self.allocator._as_buffer(self._buf)))
 
     Buffer.as_memoryview = as_memoryview
