@@ -14,7 +14,7 @@ does otherwise than another's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,10 +32,10 @@ from tinygrad.renderer.cstyle import CStyleLanguage, CUDARenderer
 from tinygrad.uop.ops import GroupOp, Ops, UOp, sym_infer
 
 from tgx.adapter import compat, nvrtc
+from tgx.adapter.capture import Session
 from tgx.errors import BadInput
 from tgx.hardware import cubin
 from tgx.hardware.kernel import Chain, Copy, GpuKernel, Work
-from tgx.recording import trace
 
 CACHE = "tgx_offline_4"  # raise the number when what is stored changes
 
@@ -55,11 +55,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Captured:
-    """A program's kernels in launch order, not yet lowered, and the values of its variables."""
+    """A program's kernels in launch order, not yet lowered, the values of its variables, and the
+    numbers that a session which recorded meanwhile gave the kernels."""
 
     calls: tuple[UOp, ...]
     variables: dict[str, int]
-    origins: tuple[Origin, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class _Catcher(_TinyJit):
@@ -102,9 +103,9 @@ def catching() -> Iterator[_Catcher]:
         realize.capturing.clear()
 
 
-def capture(step: Step, inputs: Sequence[Any] = (), watch: trace | None = None) -> Captured:
+def capture(step: Step, inputs: Sequence[Any] = (), watch: Session | None = None) -> Captured:
     """The kernels that `step(*inputs)` launches. Tensors it returns are realized, as TinyJit does;
-    a TinyJit itself is looked into. A trace that is recording gives the kernels their names and
+    a TinyJit itself is looked into. A session that is recording gives the kernels their names and
     source lines."""
     function = getattr(step, "fxn", None) or step
     before = len(_jit_parts(watch))
@@ -113,27 +114,28 @@ def capture(step: Step, inputs: Sequence[Any] = (), watch: trace | None = None) 
         if lazy:
             Tensor.realize(*lazy)
     calls = catcher.calls
-    return Captured(calls, catcher.variables, origins(watch, before, len(calls)))
+    return Captured(calls, catcher.variables, ids_since(watch, before, len(calls)))
 
 
-def _jit_parts(watch: trace | None) -> list[Any]:
-    return [] if watch is None or watch._session is None else watch._session.jit_parts
+def _jit_parts(watch: Session | None) -> list[Any]:
+    return [] if watch is None else watch.jit_parts
 
 
-def origins(watch: trace | None, since: int, count: int) -> tuple[Origin, ...]:
-    """The trace's account of what was captured since its part number `since`; nothing where that is
+def ids_since(watch: Session | None, part: int, count: int) -> tuple[int, ...]:
+    """The session's numbers for what was captured since its part number `part`; none where that is
     not as many launches as there are."""
-    ids = [kernel for plan, _ in _jit_parts(watch)[since:] for kernel in plan.kernels]
-    if watch is None or len(ids) != count:
-        return ()
-    recorded = watch.trace
+    ids = tuple(kernel for plan, _ in _jit_parts(watch)[part:] for kernel in plan.kernels)
+    return ids if len(ids) == count else ()
+
+
+def origins(watch: Session) -> dict[int, Origin]:
+    """Names and source lines by kernel number, from a session that has stopped."""
+    recorded = watch.trace()
     files = {file.id: file.path for file in recorded.files}
-    kernels = {kernel.id: kernel for kernel in recorded.kernels}
-    return tuple(
-        Origin(k.name, tuple(f"{files[file]}:{line}" for file, line in k.lines))
-        if (k := kernels.get(id)) is not None else Origin()
-        for id in ids
-    )
+    return {
+        k.id: Origin(k.name, tuple(f"{files[file]}:{line}" for file, line in k.lines))
+        for k in recorded.kernels
+    }
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -182,7 +184,9 @@ def renderer_for(arch: str) -> OfflineRenderer:
     return OfflineRenderer(Target("CUDA", "CUDA", arch))
 
 
-def lower(captured: Captured, arch: str) -> list[GpuKernel | Copy]:
+def lower(
+    captured: Captured, arch: str, known: Mapping[int, Origin] | None = None
+) -> list[GpuKernel | Copy]:
     """Every launch of a program, compiled for `arch`, in order. Equal kernels are compiled once, in
     parallel; results are kept on disk, in tinygrad's own cache."""
     renderer = renderer_for(arch)
@@ -197,12 +201,15 @@ def lower(captured: Captured, arch: str) -> list[GpuKernel | Copy]:
             asts[key] = ast, values
         keys.append(key)
     records = _records(asts, renderer)
-    origins = captured.origins or (Origin(),) * len(keys)
-    return [
-        replace(records[key], name=origin.name or records[key].name, lines=origin.lines)
-        if key else _copy(call)
-        for key, call, origin in zip(keys, captured.calls, origins, strict=True)
-    ]  # fmt: skip
+    launches: list[GpuKernel | Copy] = []
+    for key, call, id in zip(keys, captured.calls, captured.ids or (-1,) * len(keys), strict=True):
+        if not key:
+            launches.append(_copy(call))
+            continue
+        origin = (known or {}).get(id, Origin())
+        name = origin.name or records[key].name
+        launches.append(replace(records[key], name=name, lines=origin.lines))
+    return launches
 
 
 def _copy(call: UOp) -> Copy:
@@ -409,7 +416,7 @@ def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Step, Step]]:
 
 
 def capture_model(
-    step: Step, make_inputs: Step, batch: int, watch: trace | None = None
+    step: Step, make_inputs: Step, batch: int, watch: Session | None = None
 ) -> Captured:
     """The kernels of one step at this batch size, as TinyJit would capture them: of its second
     call, for the first also makes what an optimizer keeps. Nothing runs, and nothing is changed."""

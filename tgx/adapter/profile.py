@@ -15,11 +15,11 @@ import tinygrad.engine.jit as tg_jit
 from tinygrad.uop.ops import UOp
 
 from tgx.adapter import nvrtc, offline
+from tgx.adapter.capture import Session
 from tgx.adapter.offline import Captured
 from tgx.errors import BadInput
 from tgx.hardware import profiles, report
 from tgx.hardware.report import Report
-from tgx.recording import trace
 
 
 class Enough(BaseException):
@@ -28,14 +28,14 @@ class Enough(BaseException):
 
 
 @contextmanager
-def stopping(watch: trace | None = None) -> Iterator[list[Captured]]:
+def stopping(watch: Session | None = None) -> Iterator[list[Captured]]:
     """Within this, a script runs up to the capture of its first TinyJit and is then stopped."""
     seen: list[Captured] = []
     plain = tg_jit.jit_lower
 
     def jit_lower(linear: UOp, held: set[UOp], inputs: list[UOp]) -> UOp:
         calls = tuple(offline.flat(linear))
-        seen.append(Captured(calls, {}, offline.origins(watch, 0, len(calls))))
+        seen.append(Captured(calls, {}, offline.ids_since(watch, 0, len(calls))))
         raise Enough
 
     tg_jit.jit_lower = jit_lower
@@ -59,8 +59,12 @@ def profile(
     board = profiles.find(device)
     machine = profiles.machine(board, mode)
     compiler = nvrtc.compiler_for(machine.arch)  # before anything runs: it may not be there
-    with trace() as watch:
+    watch = Session().start()  # for names and source lines
+    try:
         steps = list(_captured(batches, script, models, watch))
+    finally:
+        watch.stop()
+    known = offline.origins(watch)
     if not steps:
         raise BadInput(
             "the script ended, and no TinyJit step of it ran twice",
@@ -73,7 +77,7 @@ def profile(
         machine,
         f"NVRTC {compiler.version[0]}.{compiler.version[1]}",
         tuple(
-            report.step(name, batch, offline.lower(step, machine.arch), machine, jetson)
+            report.step(name, batch, offline.lower(step, machine.arch, known), machine, jetson)
             for name, batch, step in steps
         ),
     )
@@ -83,7 +87,7 @@ def _captured(
     batches: Sequence[int],
     script: Callable[[], object],
     chosen: Sequence[str],
-    watch: trace,
+    watch: Session,
 ) -> Iterator[tuple[str, int | None, Captured]]:
     with stopping(watch) as seen:
         script()
