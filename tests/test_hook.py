@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import pickle
 import shutil
 import subprocess
@@ -256,7 +258,9 @@ def test_another_tinygrad_is_refused_by_version(fresh: Run, tmp_path: Path) -> N
     assert done.returncode == 1
     message = done.stderr.split("WrongTinygrad: ")[1]
     assert message.startswith("found tinygrad 0.15.1\n")
-    assert "expected: tinygrad 0.14.x" in message and "pip install 'tinygrad>=0.14,<0.15'" in message
+    assert (
+        "expected: tinygrad 0.14.x" in message and "pip install 'tinygrad>=0.14,<0.15'" in message
+    )
     # whoever does not ask for TGX is not troubled
     assert output(fresh("-c", DOUBLE, DEVICE="PYTHON", PYTHONPATH=str(tmp_path)))
 
@@ -274,7 +278,50 @@ def test_a_changed_tinygrad_is_left_alone_and_refused(monkeypatch: pytest.Monkey
     assert tensor.Tensor.assign is before
 
 
-def test_every_patched_module_has_its_needs_written_down() -> None:
+def replaced(source: str) -> set[str]:
+    """What a file of ours replaces in tinygrad: `module.name = ...`, `replace_attribute(...)`.
+
+    As "module:name", of the name that stands in the file: `realize` for `tinygrad.engine.realize`.
+    """
+    tree = ast.parse(source)
+    known = {}  # what tinygrad's things are called in this file -> "module:" or "module:Class."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {alias.asname: f"{alias.name}:" for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinygrad"):
+            for alias in node.names:
+                path = f"{node.module}.{alias.name}"
+                inside = f"{path}:" if find_spec_of(path) else f"{node.module}:{alias.name}."
+                known[alias.asname or alias.name] = inside
+    places = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            targets = [target for target in node.targets if isinstance(target, ast.Attribute)]
+            places += [(target.value, target.attr) for target in targets]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "replace_attribute":
+            places.append((node.args[0], str(ast.literal_eval(node.args[1]))))
+    found = set()
+    for owner, name in places:
+        first, _, rest = ast.unparse(owner).partition(".")
+        if known.get(first, "").startswith("tinygrad"):
+            found.add(known[first] + (f"{rest}." if rest else "") + name)
+    return found
+
+
+def find_spec_of(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_what_is_replaced_in_tinygrad_has_its_needs_written_down(root: Path) -> None:
     from tgx.adapter import compat, hook
 
     assert set(hook.PATCHES) <= set(compat.NEEDS)
+    needs = {f"{module}:{name}" for module, names in compat.NEEDS.items() for name in names}
+    found = set()
+    for path in [*root.glob("tgx/adapter/*.py"), *root.glob("devices/*.py")]:
+        found |= replaced(path.read_text())
+    assert "tinygrad.codegen.opt.heuristic:hand_coded_optimizations" in found
+    assert found <= needs, f"give them rows in tgx/adapter/compat.py: {sorted(found - needs)}"

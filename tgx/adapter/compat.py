@@ -20,36 +20,67 @@ from tgx.errors import WrongTinygrad
 MADE_FOR = "0.14"
 INSTALL = "python -m pip install 'tinygrad>=0.14,<0.15'"
 
-# module -> {name: the function's parameters, or "" where only the name is needed}
+# module -> {name: the function's parameters, or "" where only the name is needed}. What is replaced
+# stands here (a test finds it in the source), and what is called with arguments.
 NEEDS = {
     "tinygrad": {"Tensor": "", "Device": "", "TinyJit": ""},
+    "tinygrad.codegen": {
+        "apply_opts": "ast ren beam",
+        "full_rewrite_to_sink": "ast ren optimize",
+        "to_program": "ast renderer",
+        "to_program_cache": "",
+        "to_program_config": "",
+    },
+    "tinygrad.codegen.late.linearizer": {"linearize": "sink"},
+    "tinygrad.codegen.opt.heuristic": {"hand_coded_optimizations": "k"},
+    "tinygrad.codegen.opt.postrange": {"Scheduler": ""},
     "tinygrad.device": {
         "ALL_DEVICES": "",
+        "Buffer.allocate": "self opaque external_ptr",
+        "Buffer.as_memoryview": "self allow_zero_copy force_zero_copy no_sync",
+        "Buffer.deallocate": "self",
+        "Compiled.__init__": "self device allocator renderers runtime graph arch",
+        "Compiler.compile_cached": "self src",
         "Device.DEFAULT": "",
         "Device._devices": "",
         "Device.get_class": "self ix",
-        "Buffer.as_memoryview": "self allow_zero_copy force_zero_copy no_sync",
-        "Compiled.__init__": "self device allocator renderers runtime graph arch",
-        "Compiler.compile_cached": "self src",
         "LRUAllocator": "",
     },
+    "tinygrad.engine.jit": {
+        "_TinyJit.add_linear": "self linear var_vals",
+        "jit_lower": "",
+        "run_linear": "",
+    },
+    "tinygrad.engine.realize": {
+        "_compile_kernel": "x",
+        "_get_call_to_compile": "c",
+        "lower_and_compile": "linear",
+        "run_linear": "linear var_vals input_uops update_stats jit wait",
+        "track_stats": "ctx call st ets",
+    },
+    "tinygrad.engine.worker": {"get_worker_pool": ""},
+    "tinygrad.mixin.gradient": {"all_metadata": ""},
+    "tinygrad.nn.state": {"TensorIO": "", "accept_filename": "func", "zip_extract": "t"},
+    "tinygrad.runtime.support.compiler_cpu": {"ClangCompiler.compile": "self src"},
+    "tinygrad.schedule": {"pm_schedule": ""},
+    "tinygrad.schedule.indexing": {"IndexingContext": ""},
+    "tinygrad.schedule.rangeify": {
+        "pm_remove_bufferize": "",
+        "remove_bufferize": "src buf idx",
+        "to_define_global": "",
+    },
     "tinygrad.tensor": {
+        "Tensor.__init__": "self data device dtype",
+        "Tensor._apply_uop": "self fxn x kwargs",
         "Tensor._buffer": "self",
         "Tensor.assign": "self x",
         "Tensor.clone": "self device",
+        "_apply_map_to_tensors": "applied_map name",
+        "create_linear_with_vars": "",
+        "run_linear": "",
+        "transform_to_call": "",
     },
-    "tinygrad.nn.state": {
-        "zip_extract": "t",
-        "torch_load": "t",
-        "TensorIO": "",
-        "accept_filename": "func",
-    },
-    "tinygrad.runtime.support.compiler_cpu": {
-        "ClangCompiler.compile": "self src",
-    },
-    "tinygrad.codegen.opt.heuristic": {
-        "hand_coded_optimizations": "k",
-    },
+    "tinygrad.uop.ops": {"RewriteContext": "", "UOp.call": "", "_rebuild_dtype": "n new_src"},
 }
 
 
@@ -68,7 +99,8 @@ def check() -> None:
 def refusal(found: str) -> WrongTinygrad:
     from tgx import __version__
 
-    return WrongTinygrad(f"found {found}", f"tinygrad {MADE_FOR}.x, which tgx {__version__} is made for", INSTALL)
+    expected = f"tinygrad {MADE_FOR}.x, which tgx {__version__} is made for"
+    return WrongTinygrad(f"found {found}", expected, INSTALL)
 
 
 def version() -> str:
