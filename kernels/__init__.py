@@ -1,0 +1,12 @@
+"""Kernels by hand, from naive to fast, to be read in order and measured.
+
+    gemm.py       C = A B               conv.py     3×3 convolution
+    softmax.py    rows of exp           layernorm.py
+    adam.py       an optimizer's step
+
+Each file states the problem, has a reference in NumPy and a list of versions: small steps that each
+say what they should gain. `python -m tgx.kernels.gemm` prints what they do gain on this machine, and
+`from tgx.kernels import gemm; gemm.matmul(a, b)` uses the last one on tinygrad tensors.
+
+ir.py is the pen (a few lines of Python that write LLVM IR), lesson.py runs and times.
+"""
