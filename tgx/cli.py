@@ -252,6 +252,105 @@ def do_trace(options: Options) -> int:
     return 0
 
 
+# **************** show, compare ****************
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", metavar="DIR", help="a folder `tgx trace` wrote, or a trace.jsonl")
+    parser.add_argument(
+        "--view",
+        default="text",
+        help="text, markdown, html, dot, svg, perfetto or json",
+    )
+    parser.add_argument("--kernel", type=int, default=-1, metavar="K", help="one kernel, by its id")
+    parser.add_argument("--line", default="", metavar="FILE:N", help="the kernels of a source line")
+    parser.add_argument("--schedule", type=int, default=-1, metavar="S", help="one schedule's")
+    parser.add_argument(
+        "--picture",
+        default="",
+        help="what dot and svg draw: schedule, lazy, kernel, step, debug or memory",
+    )
+    parser.add_argument("--colour", choices=("phase", "cost", "bound"), default="phase")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there")
+    add_json(parser)
+
+
+def do_show(options: Options) -> int:
+    from tgx import codec
+    from tgx.errors import BadInput
+    from tgx.views import VIEWS
+
+    if options.json:
+        options.view = "json"
+    if options.view not in VIEWS:
+        raise BadInput(f"--view {options.view}", f"one of {', '.join(VIEWS)}")
+    accepted = {  # view -> the choices it takes, by their names there
+        "text": ("kernel", "line", "schedule"),
+        "markdown": ("schedule",),
+        "json": ("kernel", "line", "schedule"),
+        "dot": ("kernel", "schedule", "picture", "colour"),
+        "svg": ("kernel", "schedule", "picture", "colour"),
+    }.get(options.view, ())
+    for name in ("kernel", "line", "schedule", "picture"):
+        if getattr(options, name) not in (-1, "") and name not in accepted:
+            raise BadInput(f"--{name} with --view {options.view}", "a view that has this choice")
+    trace = codec.read(options.trace)
+    text = VIEWS[options.view].render(trace, **show_choices(trace, options))
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="" if text.endswith("\n") else "\n")
+    return 0
+
+
+def show_choices(trace: Any, options: Options) -> dict[str, Any]:
+    """`tgx show`'s options as the arguments of its view."""
+    kernel, schedule, line = options.kernel, options.schedule, options.line
+    if options.view == "text":
+        return {"kernel": kernel, "line": line, "schedule": schedule}
+    if options.view == "markdown":
+        return {"schedule": schedule}
+    if options.view == "json":
+        from tgx.views.text import parse_line
+
+        only = (kernel,) if kernel != -1 else None
+        if line:
+            only = trace.kernels_at(*parse_line(trace, line))
+        return {"kernels": only, "schedules": (schedule,) if schedule != -1 else None}
+    if options.view in ("dot", "svg"):
+        what = options.picture or ("kernel" if kernel != -1 else "schedule")
+        choices: dict[str, Any] = {"what": what}
+        if what == "kernel":
+            choices["id"] = kernel
+        elif what == "schedule":
+            choices |= {"id": schedule, "focus": kernel, "colour": options.colour}
+        elif what == "debug":
+            choices |= {"id": schedule, "colour": options.colour}
+        elif what != "step":
+            choices["id"] = schedule
+        return choices
+    return {}
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("traces", nargs="+", metavar="DIR", help="two or more traces")
+    parser.add_argument("--markdown", action="store_true", help="for a pull request")
+    parser.add_argument(
+        "--all", action="store_true", help="every schedule, not only those run most often"
+    )
+    add_json(parser)
+
+
+def do_compare(options: Options) -> int:
+    from tgx import codec
+    from tgx.views import compare
+
+    form = "json" if options.json else "markdown" if options.markdown else "text"
+    traces = [codec.read(path) for path in options.traces]
+    print(compare.render(traces, options.traces, form, options.all), end="")
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a script with TGX as its device (unless DEV or DEVICE says otherwise)",
@@ -266,6 +365,18 @@ COMMANDS: dict[str, Command] = {
         add_trace,
         do_trace,
         runs_script=True,
+    ),
+    "show": Command(
+        "look at a trace, in the terminal or as another view",
+        "tgx show train.trace --kernel 3",
+        add_show,
+        do_show,
+    ),
+    "compare": Command(
+        "traces side by side: before and after an edit, two devices, two versions",
+        "tgx compare before.trace after.trace",
+        add_compare,
+        do_compare,
     ),
     "bench": Command(
         "TGX beside stock tinygrad, PyTorch and JAX, in one run",

@@ -21,8 +21,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from tgx.model import Graph, Pass, Trace
-from tgx.passes import cluster, costs
+from tgx.model import Graph, Kernel, Pass, Trace
+from tgx.passes import cluster, costs, uops
 from tgx.passes.cluster import Group
 from tgx.passes.costs import Roof
 from tgx.views import colours, words
@@ -77,7 +77,12 @@ def _tones() -> str:
 def pack(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> dict[str, str]:
     """The trace as named chunks of text, together at most about `budget` bytes."""
     trace = costs.attach(trace)
-    details: dict[str, dict[str, Any]] = {f"p{p.id}": _program(trace, p.id) for p in trace.programs}
+    kernels: dict[int, list[Kernel]] = {}
+    for k in trace.kernels:
+        kernels.setdefault(k.program, []).append(k)
+    details: dict[str, dict[str, Any]] = {
+        f"p{p.id}": _program(trace, p.id, kernels.get(p.id, ())) for p in trace.programs
+    }
     details |= {f"s{s.id}": _schedule(trace, s.id) for s in trace.schedules}
     packed = {name: _deflate(value) for name, value in details.items() if any(value.values())}
     left_out: list[str] = []
@@ -156,20 +161,46 @@ def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
     }
 
 
-def _program(trace: Trace, id: int) -> dict[str, Any]:
+def _program(trace: Trace, id: int, kernels: Sequence[Kernel]) -> dict[str, Any]:
+    """A program's details. Its kernels come from different lines: each has its own origins, and,
+    where its operations differ too, its own levels."""
     p = trace.program(id)
+    graph = trace.graph(p.uops if p.uops != -1 else p.ast) if (p.uops, p.ast) != (-1, -1) else None
+    levels: dict[tuple[str, ...], int] = {}
+    trees: list[Any] = []
+    provenance: dict[int, list[int]] = {}
+    rows: dict[tuple[tuple[int, ...], ...], int] = {}
+    for k in kernels:
+        own = uops.kernel_graph(trace, k.id)
+        if own is None:
+            continue
+        graph = graph or own
+        if len(own) != len(graph):
+            continue
+        if own.tensor_ops not in levels:
+            levels[own.tensor_ops] = len(trees)
+            trees.append(_tree(cluster.node_levels(own)))
+        provenance[k.id] = [rows.setdefault(own.origins, len(rows)), levels[own.tensor_ops]]
     return {
-        "uops": _graph(trace, trace.graph(p.uops)) if p.uops != -1 else None,
-        "ast": _graph(trace, trace.graph(p.ast)) if p.ast != -1 else None,
+        "uops": _graph(trace, graph, levels=not trees) if graph else None,
+        "levels": trees,
+        "origins": [_rows(row) for row in rows],
+        "kernels": provenance,
         "code": [[c.level, c.language, c.text, c.uops, c.facts] for c in p.code],
         **_passes(trace, [x for x in trace.passes if x.program == id]),
     }
 
 
+def _rows(column: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """A column of id tuples as its distinct tuples and their places."""
+    places: dict[tuple[int, ...], int] = {}
+    return {"at": [places.setdefault(r, len(places)) for r in column], "rows": list(places)}
+
+
 def _schedule(trace: Trace, id: int) -> dict[str, Any]:
     s = trace.schedule(id)
     return {
-        "lazy": _graph(trace, trace.graph(s.lazy)) if s.lazy != -1 else None,
+        "lazy": _graph(trace, uops.named(trace, trace.graph(s.lazy))) if s.lazy != -1 else None,
         **_passes(trace, [x for x in trace.passes if x.schedule == id]),
     }
 

@@ -22,7 +22,7 @@ from itertools import pairwise
 
 from tgx.errors import BadInput
 from tgx.model import Boundary, Buffer, Graph, Kernel, Node, Pass, Trace
-from tgx.passes import cluster, collapse, costs, select
+from tgx.passes import cluster, collapse, costs, select, uops
 from tgx.views import words
 
 LIMIT = cluster.LIMIT
@@ -380,7 +380,7 @@ def lazy(trace: Trace, id: int = -1, focus: int = -1, limit: int = LIMIT) -> Pic
     s = trace.schedule(id if id != -1 else _first_schedule(trace))
     if s.lazy == -1:
         return Picture(f"schedule {s.id}", notes=("its lazy graph was not recorded",))
-    graph = trace.graph(s.lazy)
+    graph = uops.named(trace, trace.graph(s.lazy))
     name = s.name or f"schedule {s.id}"
     title = f"lazy graph of {name}: {words.plural(len(graph), 'node')}"
     return nodes(trace, graph, title, focus, limit)
@@ -389,14 +389,12 @@ def lazy(trace: Trace, id: int = -1, focus: int = -1, limit: int = LIMIT) -> Pic
 def kernel(trace: Trace, id: int = -1, focus: int = -1, limit: int = LIMIT) -> Picture:
     """One kernel's UOps."""
     k = trace.kernel(id) if id != -1 else _slowest(trace)
-    graph = trace.program(k.program).uops if k.program != -1 else -1
-    if graph == -1:
-        graph = trace.program(k.program).ast if k.program != -1 else k.ast
-    if graph == -1:
+    graph = uops.kernel_graph(trace, k.id)
+    if graph is None:
         return Picture(k.name, notes=("this kernel's UOps were not recorded",))
     title = f"{words.line(k.name)} ({words.line(k.tinygrad_name)}): " + words.plural(
-        len(trace.graph(graph)), "UOp")
-    return nodes(trace, trace.graph(graph), title, focus, limit)
+        len(graph), "UOp" if graph.kind == "uops" else "node")
+    return nodes(trace, graph, title, focus, limit)
 
 
 def _slowest(trace: Trace) -> Kernel:

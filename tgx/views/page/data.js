@@ -114,12 +114,31 @@ function detail(name) {
   if (!T.chunks.has(name)) return Promise.resolve(null);
   if (!details.has(name)) {
     details.set(name, unpack(name).then((raw) => {
-      for (const key of ["uops", "ast", "lazy"]) if (raw[key]) raw[key] = new Graph(raw[key]);
+      for (const key of ["uops", "lazy"]) if (raw[key]) raw[key] = new Graph(raw[key]);
       raw.table = new Map((raw.table ?? []).map((g) => [g.id, new Graph(g)]));
       return raw;
     }));
   }
   return details.get(name);
+}
+
+// A kernel's UOps: the program's, with the origins of this kernel.
+async function kernelDetail(k) {
+  const d = k && k.program >= 0 ? await detail("p" + k.program) : null;
+  if (!d) return null;
+  d.graphs ??= new Map();
+  if (!d.graphs.has(k.id)) {
+    const graph = d.uops && Object.create(d.uops), own = d.kernels?.[k.id];
+    if (graph && own) {
+      const { at, rows } = d.origins[own[0]];
+      graph.origins = (i) => rows[at[i]] ?? [];
+      const first = (i) => T.origins.get(graph.origins(i)[0]);
+      graph.tensor_op = (i) => first(i)?.op ?? "";
+      graph.levels = d.levels[own[1]];
+    }
+    d.graphs.set(k.id, graph);
+  }
+  return { ...d, uops: d.graphs.get(k.id) };
 }
 
 // What one schedule's kernels are and take; the unit the page shows.

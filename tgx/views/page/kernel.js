@@ -11,7 +11,7 @@ painters.push(async (changed) => {
   const pane = byId("kernel");
   const k = T.kernels.get(S.k);
   if (!k) { pane.replaceChildren(...(S.b >= 0 ? bufferPage(T.buffers.get(S.b)) : scheduleFrontPage())); return; }
-  const d = ["ops", "code"].includes(S.tab) && k.program >= 0 ? await detail("p" + k.program) : null;
+  const d = ["ops", "code"].includes(S.tab) ? await kernelDetail(k) : null;
   if (token !== paneToken) return;
   if (S.tab === "steps" && !any(changed, "s k tab p") && pane.querySelector(".steps")) { refreshStep(pane); return; }
   if (S.tab === "code" && !any(changed, "s k tab c") && pane.querySelector(".panes")) { inStep(pane.querySelector(".panes"), d?.uops); return; }
@@ -79,7 +79,7 @@ const tabContent = {
   },
   ops(k, d) {
     const origins = k.origins.map((o) => T.origins.get(o)).filter(Boolean);
-    const graph = d?.uops ?? d?.ast;
+    const graph = d?.uops;
     return [
       el("p", {}, k.ops.join(" → ") || "not recorded", k.forward.length ? el("span", { class: "quiet" }, `  gradient of ${k.forward.join(", ")}`) : ""),
       el("table", {}, el("thead", {}, el("tr", {}, ["operation", "line", "through", "name"].map((h) => el("th", {}, h)))),

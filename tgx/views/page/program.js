@@ -51,8 +51,7 @@ async function picture() {
   switch (S.in) {
     case "uops": {
       const k = T.kernels.get(S.k);
-      const d = k && await detail("p" + k.program);
-      const graph = d?.uops ?? d?.ast;
+      const graph = (await kernelDetail(k))?.uops;
       return graph ? nodesPicture(graph) : quiet("This kernel's UOps were not recorded.", "uops");
     }
     case "lazy": {

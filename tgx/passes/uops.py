@@ -1,0 +1,35 @@
+"""One kernel's UOps with their provenance.
+
+Equal kernels share a program, wherever they were called from, so its UOps carry no origins of their
+own: a kernel's come through its AST (`Trace.uop_origins`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tgx.model import Graph, Trace
+
+
+def kernel_graph(trace: Trace, kernel: int) -> Graph | None:
+    """The UOps of a kernel (or its AST, where they were not recorded), each with its origins."""
+    k = trace.kernel(kernel)
+    program = trace.program(k.program) if k.program != -1 else None
+    if program is None or program.uops == -1:
+        ast = k.ast if k.ast != -1 or program is None else program.ast
+        return named(trace, trace.graph(ast)) if ast != -1 else None
+    graph = trace.graph(program.uops)
+    origins = trace.uop_origins(kernel)
+    if len(origins) == len(graph):
+        graph = replace(graph, origins=origins)
+    return named(trace, graph)
+
+
+def named(trace: Trace, graph: Graph) -> Graph:
+    """A graph whose nodes have the Tensor operation and phase of their origins."""
+    if not graph.origins:
+        return graph
+    first = [trace.origin(row[0]) if row else None for row in graph.origins]
+    ops = tuple(o.op if o else "" for o in first)
+    phases = tuple(o.phase if o else "" for o in first)
+    return replace(graph, tensor_ops=graph.tensor_ops or ops, phases=graph.phases or phases)
