@@ -777,10 +777,17 @@ class Emitter:
                 self.emit(f"store {new}, ptr {slot}")
 
     def zero_past_end(self) -> bool:
+        """Do lanes past the end add nothing? Their loads give 0, but 0 times the reciprocal of
+        another 0 is NaN: every factor must be such a zero, or a finite constant."""
         def zero(node: Node) -> bool:
             if node.op == "load":
                 return any(node.arg.index[a] for a in self.plan.lane)
-            return node.op in ("mul", "cast") and any(zero(s) for s in node.src)
+            if node.op == "mul":
+                return any(map(zero, node.src)) and all(zero(s) or finite(s) for s in node.src)
+            return node.op == "cast" and zero(node.src[0])
+
+        def finite(node: Node) -> bool:
+            return not dtypes.is_float(node.dtype) or node.op == "const" and math.isfinite(node.arg)
         return zero(self.body)
 
     def accumulated(self, old: Value, scope: Scope) -> Value:
@@ -921,6 +928,8 @@ def _binary(floats: str, signed: str, unsigned: str | None = None) -> Callable[[
     def row(e: Emitter, node: Node, args: list[Value]) -> str:
         d = args[0].dtype
         op = floats if dtypes.is_float(d) else (unsigned or signed) if d in dtypes.uints or d is dtypes.bool else signed
+        if d is dtypes.bool and op == "add":  # of bits, the machine's addition is exclusive or
+            op = "or"
         if not op:
             raise Miss(f"{node.op} of {d.name}")
         b = args[1]
@@ -990,7 +999,8 @@ def _floor(quotient: bool) -> Callable[[Emitter, Node, list[Value]], str]:
 DIVISIONS = ("cdiv", "cmod", "floordiv", "floormod")
 
 OPS: dict[str, Callable[[Emitter, Node, list[Value]], str]] = {
-    "add": _binary("fadd", "add", None), "sub": _binary("fsub", "sub"), "mul": _binary("fmul", "mul"),
+    "add": _binary("fadd contract", "add"), "sub": _binary("fsub contract", "sub"),
+    "mul": _binary("fmul contract", "mul"),
     "fdiv": _binary("fdiv", ""), "cdiv": _binary("", "sdiv", "udiv"), "cmod": _binary("", "srem", "urem"),
     "floordiv": _floor(True), "floormod": _floor(False),
     "and": _binary("", "and"), "or": _binary("", "or"), "xor": _binary("", "xor"),

@@ -453,6 +453,8 @@ REDUCE_FLOAT = {
     "logsumexp": Op("{x}.logsumexp({0}, keepdim={1})", _logsumexp, sums=True),
 }
 REDUCE_BOOL = {
+    "sum_bool": _moves("{x}.sum({0}, keepdim={1}, dtype='bool')",
+                       lambda x, axis, keep: np.any(x, axis=axis, keepdims=keep), _bool),
     "any": _moves("{x}.any({0}, keepdim={1})",
                   lambda x, axis, keep: np.any(x, axis=axis, keepdims=keep), _bool),
     "all": _moves("{x}.all({0}, keepdim={1})",
@@ -1188,7 +1190,7 @@ class Builder:
         axis: Any = rng.choice((axes, axes, axes[0], None))
         keep = rng.random() < 0.4
         if dtype == "bool":
-            return self.apply(rng.choice(("any", "all", "sum")), [key], axis, keep)
+            return self.apply(rng.choice((*REDUCE_BOOL, "sum")), [key], axis, keep)
         count = math.prod(self.shape(key)[a] for a in _axes(axis, rank))
         rows = [*REDUCE, *(REDUCE_FLOAT if is_float(dtype) else ("mean",))]
         op = rng.choice(rows + ["argmax", "argmin"])

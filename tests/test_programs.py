@@ -255,9 +255,18 @@ FOUND: dict[str, Program] = {
     "nest text doubles with depth": Program(
         (Input((3,), "float64", 1302718217), Input((3,), "float64", 1537810351)),
         (Step("matmul", (0, 1)), Step("softplus", (2,)), Step("exp2", (3,)))),
+    # the gradient sums x / y over the lanes, and lanes past the end held 0 * (1 / 0)
+    "reciprocal in the lanes past the end": Program(
+        (Input((4, 3), "float32", 829049881), Input((4,), "float32", 1047589125),
+         Input((3,), "float32", 511977318)),
+        (Step("permute", (0,), ((1, 0),)), Step("matmul", (3, 1)), Step("div", (4, 2)))),
+    # a sum of bits is their "or"; the machine's addition of bits is "exclusive or"
+    "sum of bools as a bool": Program(
+        (Input((18, 18), "bool", 4),), (Step("sum_bool", (0,), (None, False)),)),
 }
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_found_before(name: str) -> None:
-    check(FOUND[name], DEVICE, backward=True)
+    for backward in {False, has_gradient(FOUND[name])}:
+        check(FOUND[name], DEVICE, backward=backward)
