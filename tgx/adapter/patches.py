@@ -48,7 +48,7 @@ def read_directly(Buffer: Any) -> None:
         if allow_zero_copy or force_zero_copy or not self.device.startswith("TGX"):
             view: memoryview = stock(self, allow_zero_copy, force_zero_copy, no_sync)
             return view
-        # tinygrad's own words; a view outlives its buffer, whose memory may be somebody else's by now
+        # tinygrad's own words; a view outlives its buffer, whose memory may be another's by now
         assert self.is_initialized(), "copy requires allocated buffers"
         return memoryview(bytearray(self.allocator._as_buffer(self._buf)))
 
