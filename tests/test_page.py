@@ -1,6 +1,6 @@
 """The page in a real browser: it loads, answers clicks and keys, and touches no network.
 
-Chromium is looked for on PATH; Playwright comes with the `test` extra. Without either these tests
+Chromium is looked for on PATH; Playwright comes with the `dev` extra. Without either these tests
 skip, and say so.
 """
 
