@@ -9,15 +9,20 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 
 from tgx import settings
 from tgx.adapter import compat, devices, patches
 from tgx.errors import TgxError
+from tgx.hardware import tegra
 
 # extra -> (the distributions it brings, what they are for)
 EXTRAS = {
     "peers": (("torch", "jax"), "tgx bench compares with them"),
-    "cuda": (("nvidia-cuda-nvrtc-cu12",), "compiles kernels for NVIDIA GPUs, without one too"),
+    "cuda": (
+        ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc"),
+        "compiles kernels for NVIDIA GPUs, without one too",
+    ),
     "test": (("pytest", "hypothesis", "safetensors"), "the tests"),
 }
 
@@ -52,6 +57,7 @@ def examine() -> list[Finding]:
         clang(),
         dot(),
         cuda(),
+        *jetson(),
         *map(extra, EXTRAS),
         *told,
     ]
@@ -176,6 +182,29 @@ def cuda() -> Finding:
         "running on an NVIDIA GPU",
         "the NVIDIA driver of your system; it does not come from pip",
     )
+
+
+def jetson() -> list[Finding]:
+    """On a Jetson: what its release brings, and what stands in tinygrad's way. Needs no root."""
+    release = Path("/etc/nv_tegra_release")
+    if not release.is_file():
+        return []
+    try:
+        from tgx.adapter import nvrtc
+
+        compilers = len(nvrtc.installed())
+    except ImportError:  # no tinygrad: a line of its own says so
+        compilers = 0
+    try:
+        text = release.read_text(errors="replace")
+    except OSError as error:
+        return [Finding("Jetson", False, False, f"cannot read {release}: {error.strerror}")]
+    stats = shutil.which("tegrastats") is not None
+    checks = tegra.checks(text, sys.version_info[:2], stats, compilers > 0)
+    return [
+        Finding(f"Jetson: {check.what}", check.ok, False, check.detail, "its GPU", check.fix)
+        for check in checks
+    ]
 
 
 def extra(name: str) -> Finding:

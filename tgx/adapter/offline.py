@@ -416,12 +416,14 @@ def models_of(namespace: dict[str, Any]) -> dict[str, tuple[Step, Step]]:
 
 
 def capture_model(
-    step: Step, make_inputs: Step, batch: int, watch: Session | None = None
+    step: Step, make_inputs: Step, batch: int, watch: Session | None = None, first: bool = True
 ) -> Captured:
     """The kernels of one step at this batch size, as TinyJit would capture them: of its second
-    call, for the first also makes what an optimizer keeps. Nothing runs, and nothing is changed."""
+    call, for the first also makes what an optimizer keeps. Where there is nothing of the kind,
+    `first=False` saves that call. Nothing runs, and nothing is changed."""
     with Context(BEAM=0):
         with catching():
             inputs = tuple(make_inputs(batch))
-        capture(step, inputs)
+        if first:
+            capture(step, inputs)
         return capture(step, inputs, watch)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import tinygrad.engine.jit as tg_jit
+from tinygrad import Device
 from tinygrad.uop.ops import UOp
 
 from tgx.adapter import nvrtc, offline
@@ -59,6 +60,7 @@ def profile(
     board = profiles.find(device)
     machine = profiles.machine(board, mode)
     compiler = nvrtc.compiler_for(machine.arch)  # before anything runs: it may not be there
+    Device[Device.DEFAULT]  # opens it now, so that what it has to say comes before all else
     watch = Session().start()  # for names and source lines
     try:
         steps = list(_captured(batches, script, models, watch))
@@ -101,7 +103,7 @@ def _captured(
         for step in seen:
             yield "jitted step", None, step
     for name in chosen or models:
-        # A training step is one: at the largest batch. Inference is asked for at every one.
-        sizes = [max(batches)] if name.endswith("-train") else batches
-        for batch in sizes:
-            yield name, batch, offline.capture_model(*models[name], batch, watch)
+        # A training step ("...-train") is asked for at the largest batch, inference at every one.
+        training = name.endswith("-train")
+        for batch in [max(batches)] if training else batches:
+            yield name, batch, offline.capture_model(*models[name], batch, watch, first=training)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -519,3 +519,49 @@ def _quote(value: object) -> str:
 
 def _key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quote(key)
+
+
+# **************** showing ****************
+
+
+def list_rows(profiles: Iterable[Profile]) -> list[tuple[str, ...]]:
+    """id, name, architecture, SMs, bandwidth and modes of every profile."""
+    return [
+        (p.id, p.name, p.text("arch") if p.kind != "cpu" else "", p.text("sms") if p.kind != "cpu"
+         else "", p.text("bandwidth") if p.kind != "cpu" else p.text("copy"),
+         ", ".join(mode.name for mode in p.modes))
+        for p in profiles
+    ]  # fmt: skip
+
+
+def fact_rows(profile: Profile) -> list[tuple[str, ...]]:
+    """fact, value, how sure, where from; the modes' facts under their names."""
+    rows = [_fact_row(name, fact) for name, fact in profile.facts.items()]
+    for mode in profile.modes:
+        number = "" if mode.number is None else f"nvpmodel -m {mode.number}"
+        rows.append((f"mode {mode.name}", number, "", mode.note))
+        rows += [_fact_row(f"  {name}", fact) for name, fact in mode.facts.items()]
+    return rows
+
+
+def _fact_row(name: str, fact: Fact) -> tuple[str, ...]:
+    source = ": ".join(text for text in (fact.source, fact.note) if text)
+    return name, str(fact), fact.confidence, source
+
+
+def to_json(profile: Profile) -> dict[str, Any]:
+    def facts(found: Mapping[str, Fact]) -> dict[str, Any]:
+        return {name: asdict(fact) for name, fact in found.items()}
+
+    return {
+        "id": profile.id,
+        "name": profile.name,
+        "kind": profile.kind,
+        "notes": list(profile.notes),
+        "sources": dict(profile.sources),
+        "facts": facts(profile.facts),
+        "modes": [
+            {"name": m.name, "number": m.number, "note": m.note, "facts": facts(m.facts)}
+            for m in profile.modes
+        ],
+    }
