@@ -656,7 +656,21 @@ class Emitter:
                 self.emit(f"store {kind} {start}, ptr {slot}")
                 slots[tuple(coords.values()), unit] = slot
         self.inside = True
-        self.inner(0, scope, slots, units)
+        sums = {a.name for a in self.nest.axes if not a.out}
+        closed: Value | None = None
+        for m in self.nest.domain:  # gates that only the outputs decide: all of the sum, or nothing
+            if not any(a in m.axes for a in scope.lane) and not sums & set(m.axes):
+                if any(scope.at[a].count != 1 for a in m.axes):
+                    raise Miss("a gate varies inside the tile")
+                closed = self.both(closed, self.mask_lookup(m, scope, False))
+        if closed is not None:
+            self.count += 1
+            n = self.count
+            self.emit(f"br i1 {closed.name}, label %open{n}, label %shut{n}")
+            self.start(f"open{n}")
+        self.inner(0, replace(scope, memo={}), slots, units)
+        if closed is not None:
+            self.branch(f"shut{n}")
         self.inside = False
         return {k: Value(self.let(f"load {kind}, ptr {s}"), self.red.dtype, scope.width)
                 for k, s in slots.items()}

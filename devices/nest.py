@@ -38,6 +38,14 @@ class Miss(Exception):
     """This kernel is not for the tile path; the message is the reason, kept in its PathRecord."""
 
 
+class Stride(Miss):
+    """An index moves by a fraction for each step of an axis: split the axis, and it is whole."""
+
+    def __init__(self, axis: UOp, denominator: int) -> None:
+        super().__init__("an index is affine only with fractions")
+        self.axis, self.denominator = axis, denominator
+
+
 # ***************************** the data *****************************
 
 @dataclass(frozen=True)
@@ -309,8 +317,9 @@ def fit_affine(axes: list[UOp], where: np.ndarray, values: np.ndarray) -> tuple[
                  for p, r, v in basis] + [(pivot, row, value)]
         left = left - np.outer(left[:, pivot], np.array([float(x) for x in row]))
     coefs = {axes[p]: v for p, _, v in basis}
-    if any(v.denominator != 1 for v in coefs.values()):
-        raise Miss("an index is affine only with fractions")
+    for axis, v in coefs.items():
+        if v.denominator != 1:
+            raise Stride(axis, v.denominator)
     whole = {a: int(v) for a, v in coefs.items()}
     const = int(values[0]) - sum(int(first[i]) * whole.get(a, 0) for i, a in enumerate(axes))
     fitted = const + sum(where[:, i] * whole.get(a, 0) for i, a in enumerate(axes))
@@ -373,7 +382,17 @@ def zero_gates(u: UOp) -> list[UOp]:
 
 
 def flatten(kernel: Kernel) -> Kernel:
-    """sum_a(gate ? sum_b(x) : 0) is sum_ab(gate ? x : 0)."""
+    """sum_a(gate ? sum_b(x) : 0) is sum_ab(gate ? x : 0), and gate ? sum(x) : 0 is sum(gate ? x : 0)."""
+    for x in kernel.value.toposort():
+        if x.op is Ops.WHERE and x.src[2].is_invalid and not dtypes.is_int(x.dtype):
+            # no value where the condition fails: so it never does
+            return flatten(replace(kernel, value=kernel.value.substitute({x: x.src[1]})))
+        if x.op is Ops.WHERE and is_zero(x.src[2]) and is_index(x.src[0]) and (
+                red := x.src[1]).op is Ops.REDUCE and red.arg[0] is Ops.ADD and any(
+                m.op in (Ops.FLOORDIV, Ops.FLOORMOD) for m in x.src[0].toposort()):
+            body = red.src[0]
+            inner = red.replace(src=(x.src[0].where(body, body.const_like(0)), *red.src[1:]))
+            return flatten(replace(kernel, value=kernel.value.substitute({x: inner})))
     for outer in kernel.reductions:
         gates, inner = [], outer.src[0]
         while inner.op is Ops.WHERE and is_zero(inner.src[2]) and is_index(inner.src[0]):
@@ -397,10 +416,14 @@ def fresh_range(kernel: Kernel, size: int, like: UOp) -> UOp:
 
 def simplify(kernel: Kernel) -> Kernel:
     """Drop reduce values that are never valid; solve for those that the output decides."""
-    kernel = flatten(kernel)
+    kernel = unwrap(flatten(kernel))
     ones = {r: UOp.const(0, dtypes.weakint) for r in ranges(kernel.index, kernel.value) if r.vmax == 0}
     if ones:
         return simplify(kernel.substitute(ones))
+    for x in UOp.sink(kernel.index, kernel.value).toposort():
+        if x.op in (Ops.FLOORDIV, Ops.FLOORMOD) and x.src[0].op is Ops.RANGE and x.src[1].op is Ops.CONST and (
+                0 < x.src[1].val <= x.src[0].vmax and (x.src[0].vmax + 1) % x.src[1].val == 0):
+            return simplify(split_range(kernel, x.src[0], int(x.src[1].val)))
     for red in kernel.reductions:
         gates = list(dict.fromkeys(zero_gates(red.src[0]))) if red.arg[0] is Ops.ADD else []
         for group in tie(ranges(g) for g in gates):
@@ -427,6 +450,34 @@ def simplify(kernel: Kernel) -> Kernel:
 def pair_table(valid: np.ndarray, i: int, j: int, others: tuple[int, ...]) -> np.ndarray:
     both = valid.any(others) if others else valid
     return both if i < j else both.T
+
+
+def split_range(kernel: Kernel, r: UOp, s: int) -> Kernel:
+    """r becomes s*r' + r'', and every r // s and r % s is gone."""
+    high = fresh_range(kernel, -(-(int(r.vmax) + 1) // s), r)
+    low = UOp.range(s, high.arg[0] + 1, r.arg[-1])
+    return bounded(kernel.substitute({r: high * s + low,
+                                      **{x: high if x.op is Ops.FLOORDIV else low for x in
+                                         UOp.sink(kernel.index, kernel.value).toposort()
+                                         if x.op in (Ops.FLOORDIV, Ops.FLOORMOD) and x.src[0] is r
+                                         and x.src[1].op is Ops.CONST and x.src[1].val == s}}),
+                   high * s + low, int(r.vmax) + 1)
+
+
+def bounded(kernel: Kernel, new: UOp, size: int) -> Kernel:
+    """Nothing happens where `new`, which replaced a range of `size`, is beyond it."""
+    if new.vmax < size:
+        return kernel
+    if ranges(new)[0] in kernel.outs:
+        buf, idx = kernel.index.src[0], kernel.index.src[1]
+        return replace(kernel, index=buf.index(idx.get_idx().valid(idx.get_valid() & (new < size))))
+    for red in kernel.reductions:
+        if ranges(new)[0] in red.src[1:]:
+            if red.arg[0] is not Ops.ADD:
+                raise Miss("a reduction that is no sum has a rest")
+            body = (new < size).where(red.src[0], red.src[0].const_like(0))
+            kernel = replace(kernel, value=kernel.value.substitute({red: red.replace(src=(body, *red.src[1:]))}))
+    return kernel
 
 
 def unwrap(kernel: Kernel) -> Kernel:
@@ -501,11 +552,7 @@ def split(kernel: Kernel, red: UOp, r: UOp, g: UOp, s: int, a: int, b: int, sing
         body = (new_r < nr).where(red.src[0].substitute({r: new_r}), red.src[0].const_like(0))
         kernel = replace(kernel, value=kernel.value.substitute(
             {red: red.replace(src=(body, *[wide if x is r else x for x in red.src[1:]]))}))
-    kernel = kernel.substitute({r: new_r, g: new_g})
-    if ng % s:
-        buf, idx = kernel.index.src[0], kernel.index.src[1]
-        kernel = replace(kernel, index=buf.index(idx.get_idx().valid(idx.get_valid() & (new_g < ng))))
-    return kernel
+    return bounded(kernel.substitute({r: new_r, g: new_g}), new_g, ng)
 
 
 # ***************************** from UOps to the Nest *****************************
@@ -643,6 +690,11 @@ class Builder:
         if u.op in (Ops.CAST, Ops.BITCAST):
             if u.op is Ops.BITCAST and u.dtype.itemsize != u.src[0].dtype.itemsize:
                 raise Miss("a bitcast that changes the shape")
+            if inside and u.op is Ops.CAST and u.dtype is dtypes.float32 and u.src[0].op is Ops.MUL and (
+                    u.src[0].dtype in (dtypes.half, dtypes.bfloat16)):
+                # a product of halves summed in float: exact, as in tensor cores, not rounded to half first
+                a, b = (self.node(s, True, u.src[0].dtype) for s in u.src[0].src)
+                return Node("mul", dtype, (Node("cast", dtype, (a,)), Node("cast", dtype, (b,))))
             src = self.node(u.src[0], inside, strong(u.src[0]) if u.src[0].dtype in dtypes.weaks else None)
             return src if src.dtype == dtype else Node(u.op.name.lower(), dtype, (src,))
         if u.op in GroupOp.ALU and u.op not in (Ops.THREEFRY, Ops.POW, Ops.EXP2, Ops.LOG2, Ops.SIN):
@@ -708,9 +760,14 @@ def kernel_of(ast: UOp) -> Kernel:
 
 def recover(ast: UOp) -> Nest:
     """The Nest of a kernel's AST. Raises Miss, with the reason, for what it cannot prove."""
-    kernel = simplify(unwrap(kernel_of(ast)))
+    kernel = simplify(kernel_of(ast))
     if any(x.op in (Ops.EXP2, Ops.LOG2, Ops.SIN) for x in kernel.value.toposort()):
         # exp2, log2 and sin as polynomials: ordinary arithmetic, so vectors of any width
         kernel = replace(kernel, value=graph_rewrite(
             kernel.value, get_transcendental_patterns((Ops.SQRT,), True), name="polynomials"))
-    return Builder(kernel).nest()
+    for _ in range(8):
+        try:
+            return Builder(kernel).nest()
+        except Stride as stride:
+            kernel = simplify(split_range(kernel, stride.axis, stride.denominator))
+    raise Miss("an index is affine only with fractions")
