@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,24 @@ def test_an_error_is_printed_without_a_traceback(
     monkeypatch.setenv("TGX_TRACEBACK", "1")
     with pytest.raises(errors.BadInput):
         cli.main(["fail"])
+
+
+@pytest.mark.pure
+def test_a_reader_that_leaves_early(root: Path, tmp_path: Path) -> None:
+    """`tgx doctor | head -n 1` is not an error worth a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "tgx", "doctor", "--json"],
+            cwd=root,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.pure

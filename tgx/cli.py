@@ -470,7 +470,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command.runs_script:
         return command.run(options)
     try:
-        return command.run(options)
+        code = command.run(options)
+        sys.stdout.flush()
+        return code
     except TgxError as error:
         if settings.traceback():
             raise
