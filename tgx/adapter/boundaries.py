@@ -8,7 +8,7 @@ a second line decided to leave it there. `Decisions` watches these lines at work
 * `remove_bufferize`, which drops buffers that are cheap to compute again: which of its ``return None`` kept one.
 
 Lines are found by their text, never by number. `REASONS` turns a decision into words for a person who learns.
-`without` replays a schedule with one decision reversed and all others as they were: the proof.
+`tgx.adapter.proof` replays a schedule with one decision reversed and all others as they were.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import inspect
 import linecache
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+from tinygrad.dtype import Invalid
 from tinygrad.schedule import indexing, rangeify
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, broadcast_axes
 
@@ -186,17 +187,19 @@ class Decision:
     via: Tokens = ()
     kept: str = ""
     kept_rule: str = ""
-    ops: tuple[str, ...] = field(default=())
+    op: str = ""  # of the node that is stored
 
 
 class Decisions:
     """Watches one run of the scheduler. Give its `follow` to `provenance.following`."""
 
-    def __init__(self, follow: Follow, removed: int | None = None,
-                 frozen: dict[Any, Any] | None = None) -> None:
+    def __init__(self, follow: Follow, fate: Callable[[Decision], str] | None = None) -> None:
         self.follow = follow
         self.found: list[Decision] = []
         self.by_node: dict[UOp, int] = {}
+        self.fate = fate  # "keep", "drop" or "" (tinygrad decides): for replays
+        self.always: list[Decision] = []  # of the run that is replayed: stored this time as well
+        self.root: UOp | None = None
         follow.watch = self.rule_fired
 
     # the list of values to store
@@ -209,7 +212,7 @@ class Decisions:
             return
         reason, line = _site(frame)
         decision = Decision(reason, _place(frame.f_code.co_filename, line, frame.f_code.co_name),
-                            self.follow.get(node) or ())
+                            self.follow.get(node) or (), op=node.op.name)
         if frame.f_code.co_name == "run_rangeify":
             consumers = frame.f_locals["consumer_map"]
             readers = list(consumers[node])
@@ -226,6 +229,22 @@ class Decisions:
     def _add(self, decision: Decision) -> int:
         self.found.append(decision)
         return len(self.found) - 1
+
+    def store_again(self, stored: dict[UOp, Any]) -> None:
+        """A replay stores what was stored, also where its own graph would no longer ask for it."""
+        assert self.root is not None
+        wanted = {(d.value, d.op): d for d in self.always}
+        todo, seen = [self.root], set()
+        while todo:
+            n = todo.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            todo.extend(n.src)
+            decision = wanted.pop((self.follow.get(n) or (), n.op.name), None)
+            if decision is not None:
+                self.by_node[n] = self._add(replace(decision))
+                dict.__setitem__(stored, n, None)
 
     # rules
     def rule_fired(self, old: UOp, new: UOp, fresh: list[UOp], pattern: Any, context: Any) -> None:
@@ -333,6 +352,8 @@ class WatchedIndexing(indexing.IndexingContext):
     def __init__(self) -> None:
         super().__init__()
         self.realize_map = WatchedMap()
+        if _deciding and _deciding[-1].always:
+            _deciding[-1].store_again(self.realize_map)
 
 
 _plain_remove = rangeify.remove_bufferize
@@ -346,6 +367,13 @@ def remove_bufferize(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
 def _watched_remove(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
     if not _deciding:
         return _plain_remove(src, buf, idx)
+    decisions = _deciding[-1]
+    if decisions.fate is not None and (which := decisions.follow.stages.get(buf)) is not None:
+        fate = decisions.fate(decisions.found[which])
+        if fate == "keep":
+            return None
+        if fate == "drop":
+            return drop(src, buf, idx)
     last = 0
 
     def lines(frame: FrameType, event: str, arg: object) -> Any:
@@ -365,6 +393,15 @@ def _watched_remove(src: UOp, buf: UOp, idx: UOp) -> UOp | None:
     if result is None:
         _deciding[-1].kept(buf, last)
     return result
+
+
+def drop(src: UOp, buf: UOp, idx: UOp) -> UOp:
+    """What `remove_bufferize` does once it has decided to drop a buffer."""
+    while src.op is Ops.CONTIGUOUS:
+        src = src.src[0]
+    replaced = {k: v for k, v in zip(buf.src[1:], idx.src[1:], strict=True)
+                if k.op is not Ops.CONST and not (v.op is Ops.CONST and v.val is Invalid)}
+    return src.substitute(replaced, extra_pm=rangeify.pm_gate_substitute)  # type: ignore[no-any-return]
 
 
 _plain_pm = rangeify.pm_remove_bufferize

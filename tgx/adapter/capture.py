@@ -619,7 +619,7 @@ def mark_tensors(s: Session) -> Undo:
     @functools.wraps(plain_init)
     def __init__(self: Any, data: Any, *args: Any, **kwargs: Any) -> None:
         plain_init(self, data, *args, **kwargs)
-        if MARK not in self.uop.__dict__:
+        if MARK not in self.uop.__dict__ or self.uop.op is Ops.CAST:
             mark(self.uop)
 
     @functools.wraps(plain_assign)

@@ -23,6 +23,8 @@ MARK = "_tgx_mark"
 
 Marks = tuple[int, ...]
 
+MOST_MARKS = 64  # lines that may share one node: every call of rand shares its key
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -308,7 +310,7 @@ class Marker:
             self._mark_new(node, self.origins.here(depth + 1, op))
         elif node.op.name in COMPUTES and not any(node is k for k in known):
             origin = self.origins.here(depth + 1)
-            if origin not in marks and len(marks) < 4 and self._distinct(marks, origin):
+            if origin not in marks and len(marks) < MOST_MARKS and self._distinct(marks, origin):
                 node.__dict__[MARK] = (*marks, origin)
 
     def _distinct(self, marks: Marks, origin: int) -> bool:

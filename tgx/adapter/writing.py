@@ -78,6 +78,8 @@ class Recorder:
         self.rules: dict[tuple[str, int], int] = {}
         self.costs: dict[int, tuple[int, int]] = {}
         self.changed: set[int] = set()
+        # boundary -> what to reverse to prove it, see tgx.adapter.proof
+        self.proofs: dict[int, tuple[Template, str, int]] = {}
         self.waiting: list[tuple[str, Any]] = []
         self.root = _root(environment.program)
         self.writer.write("environment", environment)
@@ -229,6 +231,11 @@ class Recorder:
             actual = [a for a in call.src[1:] if not a.is_bound_var]
             for buffer, arg in zip(self.arguments[kernel], actual, strict=False):
                 self.place_buffer(buffer, arg, arenas)
+        together = sum(self.buffers[a].nbytes for a in arenas.values())
+        for schedule in {self.kernels[k].schedule for k in kernels if k >= 0}:
+            s = self.schedules[schedule]
+            self.schedules[schedule] = replace(s, planned_bytes=together or s.planned_bytes)
+            self.changed.add(schedule)
 
     def place_buffer(self, buffer: int, arg: UOp, arenas: dict[UOp, int]) -> None:
         view = arg.contiguous_view() if arg.op in (Ops.SHRINK, Ops.BITCAST) else None
@@ -240,7 +247,7 @@ class Recorder:
             arenas[base] = len(self.buffers)
             arena = model.Buffer(arenas[base], "arena", "arena", old.device, "uint8",
                                  shape_text((base.max_numel(),)),
-                                 base.max_numel() * base.dtype.itemsize, old.schedule)
+                                 base.max_numel() * base.dtype.itemsize)
             self.buffers[arena.id] = arena
             self.waiting.append(("buffers", arena))
         self.buffers[buffer] = replace(old, base=arenas[base],
@@ -612,6 +619,9 @@ class _Build:
             rule = f"{rule}; kept by {decision.kept_rule}"
         self._add(reason, kernel, readers, number, rule, words, kept, fuse,
                   decision.value if low is self.outer else ())
+        if reason != "copy":
+            self.recorder.proofs[self.boundaries[-1].id] = (
+                low.template, "stage", low.template.decisions.index(decision))
 
     def _output(self, number: int, kernel: model.Kernel, readers: tuple[int, ...]) -> None:
         slot = self.slots.get(number, -1)
@@ -638,6 +648,8 @@ class _Build:
                  "copy": "schedule/rangeify.py convert_copy_to_store"}
         self._add(reason, kernel, readers, number, rules.get(reason, ""), words, "", "",
                   (store,) if store >= 0 else ())
+        if readers and store >= 0 and reason not in ("copy", "custom-output"):
+            self.recorder.proofs[self.boundaries[-1].id] = (self.outer.template, "output", store)
 
     def _store_of(self, slot: int) -> tuple[str, int]:
         """(reason, node) of the STORE that fills an argument of the graph."""

@@ -1,0 +1,128 @@
+"""Proof of a boundary: the schedule again, with that one decision reversed and all others as they were.
+
+If the reason is true, the result has exactly one kernel fewer. What is computed then may be wrong (a store hazard
+reversed overwrites what it still reads) or slow; it is never run, only counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tinygrad.schedule as tg_schedule
+from tinygrad.schedule import rangeify
+from tinygrad.uop.ops import Ops, PatternMatcher, UOp
+
+from tgx.adapter import boundaries
+from tgx.adapter.boundaries import Decision, Decisions
+from tgx.adapter.provenance import Follow, Tokens, following
+
+if TYPE_CHECKING:
+    from tgx.adapter.capture import Session, Template
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Kernels of a schedule as it is, and without one boundary."""
+
+    boundary: int
+    reason: str
+    kernels: int
+    without: int
+
+    @property
+    def holds(self) -> bool:
+        return self.without == self.kernels - 1
+
+
+Identity = tuple[Tokens, str, int]
+
+
+def identities(decisions: list[Decision]) -> dict[int, Identity]:
+    """Each decision's name, the same in every replay: what is stored, by which line, and which of several."""
+    count: dict[tuple[Tokens, str], int] = {}
+    out = {}
+    for d in decisions:
+        key = d.value, d.rule
+        out[id(d)] = (*key, count.get(key, 0))
+        count[key] = count.get(key, 0) + 1
+    return out
+
+
+def prove(session: Session) -> Iterator[Proof]:
+    """A proof of every boundary of a recording that has one."""
+    recorder = session.recorder
+    counts: dict[int, int] = {}
+    for boundary, (template, kind, which) in recorder.proofs.items():
+        if id(template) not in counts:
+            counts[id(template)] = kernels_of(template)
+        target: Any = template.decisions[which] if kind == "stage" else which
+        yield Proof(boundary, kind, counts[id(template)], kernels_of(template, target))
+
+
+def kernels_of(template: Template, without: Decision | int | None = None) -> int:
+    """How many kernels a graph becomes with its decisions frozen, except ``without``: a decision, or a
+    place in the graph of a STORE that fills an output (it is then not stored, but used where it is read)."""
+    from tgx.adapter.capture import rebuild_graph
+
+    nodes = rebuild_graph(template.structure)
+    follow = Follow()
+    follow.layers[0] = {n: (i,) for i, n in enumerate(nodes)}
+    names = identities(template.decisions)
+    stored = {which for node, which in template.stage_of.items() if node.op is Ops.BUFFER}
+    kept = {names[id(template.decisions[i])] for i in stored}
+    dropped = names[id(without)] if isinstance(without, Decision) else None
+    root = nodes[-1]
+    if isinstance(without, int):
+        with following(follow):
+            root = _not_stored(root, nodes[without])
+    replayed: dict[int, Identity] = {}
+
+    def fate(decision: Decision) -> str:
+        if id(decision) not in replayed:
+            replayed.update(identities(decisions.found))
+        name = replayed[id(decision)]
+        if name == dropped:
+            return "drop"
+        return "keep" if name in kept else "drop"
+
+    decisions = Decisions(follow, fate)
+    if isinstance(without, int):
+        decisions.always = [template.decisions[i] for i in sorted(stored)
+                            if "run_rangeify" in template.decisions[i].rule]
+    with following(follow), boundaries.deciding(decisions), _lenient(decisions, dropped):
+        linear = tg_schedule.create_schedule(rangeify.get_kernel_graph(root))
+    return len(linear.src)
+
+
+def _not_stored(root: UOp, store: UOp) -> UOp:
+    """A graph whose readers use a value directly instead of through the output it is stored in."""
+    after = next(n for n in root.toposort() if n.op is Ops.AFTER and store in n.src[1:])
+    # the buffer's earlier contents are stored all the same
+    before = (after.src[0],) if after.src[0].op is Ops.AFTER else ()
+    rest = root.replace(src=tuple(t for s in root.src for t in (before if s is after else (s,))))
+    value = store.src[1]
+    if value._shape != after._shape and after._shape is not None:
+        value = value.reshape(after.shape)
+    return rest.substitute({after: value})
+
+
+@contextmanager
+def _lenient(decisions: Decisions, dropped: Identity | None) -> Iterator[None]:
+    """A replay may read what it overwrites; one that leaves out a buffer the limit asked for has it
+    taken out again right after the limit was applied."""
+    before = rangeify.to_define_global, rangeify.run_rangeify, rangeify.pm_limit_bufs
+    rangeify.to_define_global = PatternMatcher(
+        [(p, f) for p, f in before[0].patterns if f is not rangeify.find_bufs])
+
+    def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
+        decisions.root = sink
+        return before[1](sink, debug)
+
+    rangeify.run_rangeify = run_rangeify
+    try:
+        yield
+    finally:
+        rangeify.to_define_global, rangeify.run_rangeify, rangeify.pm_limit_bufs = before
