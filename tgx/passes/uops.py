@@ -30,6 +30,10 @@ def named(trace: Trace, graph: Graph) -> Graph:
     if not graph.origins:
         return graph
     first = [trace.origin(row[0]) if row else None for row in graph.origins]
-    ops = tuple(o.op if o else "" for o in first)
-    phases = tuple(o.phase if o else "" for o in first)
-    return replace(graph, tensor_ops=graph.tensor_ops or ops, phases=graph.phases or phases)
+    ops, phases = graph.tensor_ops, graph.phases
+    return replace(
+        graph,
+        tensor_ops=tuple((ops and ops[i]) or (o.op if o else "") for i, o in enumerate(first)),
+        phases=tuple((phases and phases[i]) or (o.phase if o else "")
+                     for i, o in enumerate(first)),
+    )
