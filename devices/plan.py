@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -264,8 +265,8 @@ class Model:
         return [a for a in self.outs if a.name not in lane and a.name not in bound and a.size > 1]
 
     def inner(self, lane: tuple[str, ...], vectors: int, tile: dict[str, int],
-              operands: list[Operand]) -> tuple[float, float] | None:
-        """(cycles of one step of the innermost body, registers), or None if it cannot be."""
+              operands: list[Operand]) -> tuple[float, float]:
+        """(cycles of one step of the innermost body, registers)."""
         lanes_out = any(a.name in lane for a in self.outs)
         accs = math.prod(tile.values()) * vectors
         loads = vec_copies = 0.0
@@ -301,12 +302,20 @@ class Model:
         loops = [a for a in outs if trips[a] > 1]
         fixed = [a for a in outs if trips[a] == 1]
         best: tuple[float, tuple[str, ...]] = (math.inf, tuple(outs))
+        known: dict[frozenset[str], list[float]] = {}
+
+        def lines(inside: frozenset[str]) -> list[float]:
+            if inside not in known:
+                extent = {a: min(full[a], step.get(a, 1) * (trips.get(a, 1) if a in inside else 1))
+                          for a in full}
+                known[inside] = [footprint(o.access, extent, lane, self.nest) for o in operands]
+            return known[inside]
         options = itertools.permutations(loops) if len(loops) <= 5 else [tuple(loops)]
         for perm in options:
             order = [*perm, *[s for s in sums if trips[s] > 1]]
             cost = 0.0
             for cache, price in ((self.machine.l1 * 0.8, 1.2), (self.machine.l2 * 0.8, 5.0)):
-                cost += self.misses(order, trips, step, full, operands, lane, cache) * price
+                cost += misses(order, trips, operands, lines, cache) * price
             # the innermost output loop should walk the store forward
             stride = abs(self.nest.store.index[perm[-1]]) if perm else 0
             cost *= 1 + 1e-3 * min(stride, 100) / 100
@@ -314,22 +323,20 @@ class Model:
                 best = cost, (*perm, *fixed)
         return best
 
-    def misses(self, order: list[str], trips: dict[str, int], step: dict[str, int],
-               full: dict[str, int], operands: list[Operand], lane: tuple[str, ...], cache: float) -> float:
-        """Cache lines brought in over the whole nest, for one cache size."""
-        def lines(o: Operand, inside: list[str]) -> float:
-            extent = {a: min(full[a], step.get(a, 1) * (trips[a] if a in inside else 1)) for a in full}
-            return footprint(o.access, extent, lane, self.nest)
-        level = len(order)
-        while level > 0 and 64 * sum(lines(o, order[level - 1:]) for o in operands) <= cache:
-            level -= 1
-        total = 0.0
-        for o in operands:
-            outside = order[:level]
-            while outside and outside[-1] not in o.axes and 64 * lines(o, order[level:]) <= cache / 2:
-                outside = outside[:-1]
-            total += lines(o, order[level:]) * math.prod(trips[a] for a in outside)
-        return total
+
+def misses(order: list[str], trips: dict[str, int], operands: list[Operand],
+           lines: Callable[[frozenset[str]], list[float]], cache: float) -> float:
+    """Cache lines brought in over the whole nest, for one cache size."""
+    level = len(order)
+    while level > 0 and 64 * sum(lines(frozenset(order[level - 1:]))) <= cache:
+        level -= 1
+    total = 0.0
+    for o, mine in zip(operands, lines(frozenset(order[level:])), strict=True):
+        outside = order[:level]
+        while outside and outside[-1] not in o.axes and 64 * mine <= cache / 2:
+            outside = outside[:-1]
+        total += mine * math.prod(trips[a] for a in outside)
+    return total
 
 
 def footprint(access: Access, extent: dict[str, int], lane: tuple[str, ...], nest: Nest) -> float:
@@ -365,90 +372,89 @@ def menu(size: int, most: int) -> list[int]:
 
 
 def plan(nest: Nest, machine: Machine) -> Plan:
-    """The cheapest plan the model can find, or a Miss."""
-    best: Plan | None = None
+    """The cheapest plan the model can find, or a Miss.
+
+    Computing is estimated first, for all candidates; waiting for the caches only for those that
+    can still win."""
     flat = merged(nest)
+    candidates: list[Candidate] = []
     for variant in (flat, nest) if flat.axes != nest.axes else (nest,):
         model = Model(variant, machine)
         for lane in model.lanes():
-            if (found := search(model, lane)) is not None:
-                if best is None or found.cycles < best.cycles * 0.999:
-                    best = found
+            if model.allowed(lane):
+                candidates += search(model, lane)
+    candidates.sort(key=lambda c: c.cost)
+    best: Plan | None = None
+    for c in candidates[:24]:
+        if best is not None and c.cost >= best.cycles:
+            break
+        wait, loops = c.model.order(c.lane, c.vectors, c.tile, c.operands, c.sums)
+        if best is None or c.cost + wait < best.cycles:
+            best = Plan(c.model.nest, c.lane, c.model.width, c.vectors, tuple(c.tile.items()), loops,
+                        c.sums, (), 0, 1, c.cost + wait)
     if best is None:
         raise Miss("no plan")
-    return best
+    return chunked(replace(best, unroll=unrolled(best)))
 
 
-def search(model: Model, lane: tuple[str, ...]) -> Plan | None:
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A register tile, and the cycles it would take if the caches were perfect."""
+    model: Model
+    lane: tuple[str, ...]
+    vectors: int
+    tile: dict[str, int]
+    operands: list[Operand]
+    sums: tuple[str, ...]
+    cost: float
+
+
+def search(model: Model, lane: tuple[str, ...]) -> Iterator[Candidate]:
+    """All tiles of the menu that fit the registers, for one choice of lanes."""
     nest, machine, w = model.nest, model.machine, model.width
-    if not model.allowed(lane):
-        return None
     lanes_out = any(a.name in lane for a in model.outs)
+    contracts = model.red is not None
+    if not contracts and not lanes_out:
+        return
     operands = model.operands(lane)
     lane_size = math.prod(nest.size(a) for a in lane)
-    axes = model.tile_axes(lane)
-    contracts = model.red is not None
     bound = {a for m in nest.domain if lane[0] not in m.axes for a in m.axes}
     sums = tuple(a.name for a in sorted(  # bounded loops outside, then the long strides
         model.sums, key=lambda a: (a.name == lane[0], a.name not in bound,
                                    -min([abs(o.access.index[a.name]) for o in operands
                                          if o.access.index[a.name]] or [0]))))
-    best: tuple[float, int, dict[str, int], tuple[str, ...]] | None = None
-    most = 3 if not lanes_out else 2
-    useful = [a for a in axes if any(a.name not in o.axes for o in operands)] if contracts else []
-    combos: list[tuple[Axis, ...]] = [()]
-    for k in range(1, most + 1):
-        combos += list(itertools.combinations(useful, k))
-    ranked: list[tuple[float, int, dict[str, int]]] = []
+    useful = [a for a in model.tile_axes(lane) if any(a.name not in o.axes for o in operands)]
+    combos = [c for k in range(1, 3 if lanes_out else 4) for c in itertools.combinations(useful, k)]
+    offsets = strides(nest.store.index, lane, nest, w) if lanes_out else []
+    store = 8.0 if not lanes_out else 1.5 * w if vector_cost(offsets) > 1 else 2.0 if contracts else 1.0
     for vectors in (1, 2, 3, 4):
         if (vectors - 1) * w >= lane_size:
-            break
-        for combo in combos:
+            return
+        for combo in [(), *(combos if contracts else [])]:
             for counts in itertools.product(*[menu(a.size, machine.registers) for a in combo]):
-                if (combo and 1 in counts) or math.prod(counts) * vectors > machine.registers:
+                accs = math.prod(counts) * vectors
+                if (combo and 1 in counts) or accs > machine.registers:
                     continue
                 tile = {a.name: n for a, n in zip(combo, counts, strict=True)}
-                found = model.inner(lane, vectors, tile, operands)
-                if found is None or found[1] > machine.registers:
+                cycles, registers = model.inner(lane, vectors, tile, operands)
+                if registers > machine.registers:
                     continue
-                accs = math.prod(counts) * vectors
-                latency = max(found[0], 4.0 if contracts else 0.0)
-                steps = math.prod(-(-a.size // tile.get(a.name, 1)) for a in nest.axes if a.name not in lane)
-                steps *= -(-lane_size // (w * vectors))
-                if lane_size > w:  # a tile with fewer vectors at the end costs less than a full one
-                    steps *= (-(-lane_size // w) / vectors) / -(-lane_size // (w * vectors))
-                cost = steps * latency
-                if contracts:
-                    out_steps = steps / max(1, model.trips / (1 if lanes_out else lane_size))
-                    if not lanes_out:
-                        out_steps = steps / (math.prod(-(-nest.size(s) // (w * vectors if s == lane[0] else 1))
-                                                       for s in sums))
-                        cost += out_steps * accs * 8.0
-                    else:
-                        offsets = strides(nest.store.index, lane, nest, w)
-                        cost += out_steps * accs * (2.0 if vector_cost(offsets) <= 1 else 1.5 * w)
-                    cost += out_steps * 6
-                else:
-                    offsets = strides(nest.store.index, lane, nest, w)
-                    cost += steps * vectors * (1.0 if vector_cost(offsets) <= 1 else 1.5 * w)
-                ranked.append((cost, vectors, tile))
-    if not ranked or (not contracts and not lanes_out):
-        return None
-    ranked.sort(key=lambda r: r[0])
-    for cost, vectors, tile in ranked[:6]:
-        wait, loops = model.order(lane, vectors, tile, operands, sums)
-        total = cost + wait
-        if best is None or total < best[0]:
-            best = total, vectors, tile, loops
-    assert best is not None
-    total, vectors, tile, loops = best
-    if not lanes_out:  # hold the smaller operand in registers, stream the larger: its axes go first
-        def copies(axis: str) -> int:
-            return max([math.prod(n for a, n in tile.items() if a in o.axes)
-                        for o in operands if axis in o.axes] or [0])
-        tile = dict(sorted(tile.items(), key=lambda t: -copies(t[0])))
-    plan = Plan(nest, lane, w, vectors, tuple(tile.items()), loops, sums, (), 0, 1, total)
-    return chunked(replace(plan, unroll=unrolled(plan)))
+                tiles = math.prod(-(-a.size // tile.get(a.name, 1)) for a in model.outs if a.name not in lane)
+                # a last tile with fewer vectors costs less than a full one
+                part = -(-lane_size // w) / vectors
+                steps = tiles * part * math.prod(a.size for a in model.sums if a.name not in lane)
+                cost = steps * max(cycles, 4.0 if contracts else 0.0)
+                cost += tiles * (part if lanes_out else 1.0) * (accs * store + (6.0 if contracts else 0.0))
+                order = tile if lanes_out else held(tile, operands)
+                yield Candidate(model, lane, vectors, order, operands, sums, cost)
+
+
+def held(tile: dict[str, int], operands: list[Operand]) -> dict[str, int]:
+    """The axes of the operand with most copies first: it is streamed, the other one stays."""
+    def copies(axis: str) -> int:
+        return max([math.prod(n for a, n in tile.items() if a in o.axes)
+                    for o in operands if axis in o.axes] or [0])
+    return dict(sorted(tile.items(), key=lambda t: -copies(t[0])))
 
 
 def unrolled(plan: Plan) -> tuple[str, ...]:
