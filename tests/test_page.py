@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+def render(trace: Trace, **choices: Any) -> str:
+    return VIEWS["html"].render(trace, **choices)
+
+
 class Page:
     """A page opened from disk, with everything it complained about or asked the network for."""
 
     def __init__(self, browser: Any, file: Path, trace: Trace, **choices: Any) -> None:
-        file.write_text(VIEWS["html"].render(trace, **choices), "utf-8")
+        file.write_text(render(trace, **choices), "utf-8")
         self.context = browser.new_context(viewport={"width": 1400, "height": 900})
         self.page = self.context.new_page()
         self.errors: list[str] = []
@@ -191,6 +196,33 @@ def test_every_level_draws(mlp: Page) -> None:
     page.evaluate("location.hash = '#b=4'")
     page.wait_for_selector("text=why it is stored")
     assert "32.8 kB" in mlp.text("#kernel")
+
+
+def test_hidden_phases_are_not_drawn(mlp: Page) -> None:
+    mlp.page.click("[data-phase=backward]")
+    mlp.until("document.querySelectorAll('#stage .tone-backward').length === 0")
+    assert mlp.page.locator("#stage .tone-forward").count() == 3
+    assert "4 boxes of hidden phases" in mlp.text("#legend")
+    mlp.page.click("[data-phase=backward]")
+    mlp.until("document.querySelectorAll('#stage .tone-backward').length === 4")
+
+
+def test_it_works_inside_a_notebooks_frame(browser: Any, tmp_path: Path) -> None:
+    page = render(traces.mlp_step())
+    file = tmp_path / "notebook.html"
+    file.write_text(f'<iframe srcdoc="{escape(page)}" width=1300 height=800></iframe>', "utf-8")
+    context = browser.new_context()
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda e: errors.append(str(e)))
+    tab.goto(file.as_uri())
+    frame = tab.frame_locator("iframe")
+    frame.locator("#stage .box.kind-kernel").first.click()
+    frame.locator("#kernel .tabs").wait_for()
+    frame.locator("[data-tab=cost]").click()
+    frame.locator("text=of the roof").wait_for()
+    assert errors == []
+    context.close()
 
 
 def test_a_nonsense_address_opens_the_program(mlp: Page) -> None:

@@ -42,7 +42,7 @@ function ensureVisible(changed) {
   const common = [];
   const path = pathTo(s.levels, S.k).split("."), now = S.g.split(".");
   for (let i = 0; i < path.length && path[i] === now[i]; i++) common.push(path[i]);
-  history.replaceState(null, "", hashOf({ ...S, g: common.join(".") }));
+  setHash(hashOf({ ...S, g: common.join(".") }), true);
   S.g = common.join(".");
 }
 
@@ -82,18 +82,19 @@ function kernelsPicture(s) {
   if (!s) return T.kernels.length ? orderPicture(T.kernels.slice(0, 60)) : quiet("No kernels: nothing was computed.");
   const facts = scheduleFacts(s.id);
   const node = nodeAt(s.levels, S.g);
-  const children = node[2] ?? node[1].map((k) => [T.kernels.get(k)?.name, [k]]);
+  const all = node[2] ?? node[1].map((k) => [T.kernels.get(k)?.name, [k]]);
+  const seen = (child) => members(child).some((k) => !hidden(T.kernels.get(k).phase));
+  const children = all.filter(seen), gone = all.length - children.length;
   const lineKernels = new Set(S.l ? (T.byLine.get(S.l) ?? []).map((k) => k.id) : []);
   const boxOf = new Map();
-  const boxes = children.map((child, i) => {
-    const ids = members(child);
-    ids.forEach((k) => boxOf.set(k, i));
+  const boxes = children.map((child, at) => {
+    const ids = members(child), i = all.indexOf(child);
+    ids.forEach((k) => boxOf.set(k, at));
     const kernels = ids.map((k) => T.kernels.get(k));
     const us = kernels.reduce((sum, k) => sum + Math.max(k.us, 0), 0);
     const chosen = ids.includes(S.k) || (S.l && ids.some((k) => lineKernels.has(k)));
     const one = kernels.length === 1 ? kernels[0] : null;
-    const phases = new Set(kernels.map((k) => k.phase));
-    const common = { mark: chosen ? (ids.includes(S.k) ? "chosen" : "lit") : "", dim: [...phases].every(hidden),
+    const common = { mark: chosen ? (ids.includes(S.k) ? "chosen" : "lit") : "",
       share: facts.total ? us / (one || facts.most === 0 ? facts.most : facts.total) : undefined };
     if (common.share > 1) common.share = 1;
     if (one) return { ...common, key: "k" + one.id, title: one.name || one.tg, kind: one.kind, tone: tone(one),
@@ -104,7 +105,9 @@ function kernelsPicture(s) {
       small: [`${plural(kernels.length, "kernel")}${us ? " · " + time(us) : ""}`, us ? percent(us / facts.total) + " of the time" : ""],
       tip: `${child[0]}\n${plural(kernels.length, "kernel")}; click to go in`, go: open, open };
   });
-  return { ...withEdges(boxes, boxOf, facts, node), notes: node[2] ? [`${plural(members(node).length, "kernel")} in ${children.length} groups`] : [] };
+  const notes = node[2] ? [`${plural(members(node).length, "kernel")} in ${all.length} groups`] : [];
+  if (gone) notes.push(`${plural(gone, "box").replace("boxs", "boxes")} of hidden phases`);
+  return { ...withEdges(boxes, boxOf, facts, node), notes };
 }
 
 function groupTone(kernels, facts) {
@@ -129,10 +132,13 @@ function withEdges(boxes, boxOf, facts, node) {
   const between = new Map(), outside = new Map(), results = [];
   const writtenBy = new Map();
   const inside = members(node);
-  const here = new Set(inside);
   const order = [...inside].sort((a, b) => facts.order.get(a) - facts.order.get(b));
   for (const id of order) {
     const k = T.kernels.get(id);
+    if (!boxOf.has(id)) { // its box is hidden: what it writes comes from outside
+      for (const b of k.writes) writtenBy.delete(b);
+      continue;
+    }
     for (const b of new Set(k.reads)) {
       const w = writtenBy.get(b);
       if (w === undefined) { (outside.get(b) ?? outside.set(b, []).get(b)).push(id); continue; }
@@ -152,7 +158,7 @@ function withEdges(boxes, boxOf, facts, node) {
   }
   const total = boxes.length;
   const room = 60 - total;
-  for (const [w, why] of order.flatMap((k) => (T.ends.get(k) ?? []).filter((x) => !x.readers.length && x.buffer >= 0).map((x) => [k, x]))) results.push([w, why]);
+  for (const [w, why] of order.filter((k) => boxOf.has(k)).flatMap((k) => (T.ends.get(k) ?? []).filter((x) => !x.readers.length && x.buffer >= 0).map((x) => [k, x]))) results.push([w, why]);
   if (outside.size + results.length <= Math.min(room, 24)) {
     for (const [b, readers] of outside) {
       const buffer = T.buffers.get(b);

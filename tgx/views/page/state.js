@@ -9,9 +9,18 @@ const DEFAULTS = { s: -1, g: "", in: "", n: "", k: -1, l: "", b: -1, u: -1, tab:
 let S = { ...DEFAULTS };
 const painters = []; // functions (changed: Set of keys) => void
 
+let ownHash = null; // used where the address is not ours to change: inside a notebook's frame
+const currentHash = () => ownHash ?? location.hash;
+function setHash(hash, quiet) {
+  try {
+    if (ownHash === null) history[quiet ? "replaceState" : "pushState"](null, "", hash);
+    else ownHash = hash;
+  } catch { ownHash = hash; }
+}
+
 function parseHash() {
   const out = { ...DEFAULTS, s: T.show };
-  for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
+  for (const [key, value] of new URLSearchParams(currentHash().slice(1))) {
     if (!(key in DEFAULTS)) continue;
     out[key] = typeof DEFAULTS[key] === "number" ? (Number.isInteger(+value) ? +value : DEFAULTS[key]) : value;
   }
@@ -34,10 +43,7 @@ function hashOf(state) {
 function go(changes, quiet = false) {
   const hash = hashOf({ ...S, ...changes });
   if (hash === hashOf(S)) return;
-  const old = location.hash || "#";
-  if (hash === old) return void paint();
-  if (quiet) history.replaceState(null, "", hash);
-  else history.pushState(null, "", hash);
+  if (hash !== (currentHash() || "#")) setHash(hash, quiet);
   paint();
 }
 
