@@ -31,7 +31,7 @@ PATCHES = {
     "tinygrad.device": "tgx.adapter.patches:add_tgx",
     "tinygrad.tensor": "tgx.adapter.patches:read_back_without_cpu",
     "tinygrad.nn.state": "tgx.adapter.patches:unzip_without_cpu",
-    "tinygrad.runtime.support.compiler_cpu": "tgx.adapter.patches:explain_missing_clang",
+    "tinygrad.runtime.ops_cpu": "tgx.adapter.patches:open_cpu_only_with_clang",
     "tinygrad": "tgx.recording:start_from_environment",  # only where TGX_TRACE is set
 }
 

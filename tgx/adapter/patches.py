@@ -13,6 +13,7 @@ or the error that says what it needs.
 from __future__ import annotations
 
 import functools
+import shutil
 import struct
 import sys
 import zipfile
@@ -124,20 +125,25 @@ def unzip_without_cpu(state: Any) -> None:
     state.zip_extract = zip_extract
 
 
-def explain_missing_clang(compiler_cpu: Any) -> None:
-    """Say which program is missing, and how to get it, where Python would say "No such file"."""
-    compiler = compiler_cpu.ClangCompiler
-    stock_compile = compiler.compile
+def open_cpu_only_with_clang(ops_cpu: Any) -> None:
+    """Say at once which program CPU is missing, and how to get it.
 
-    @functools.wraps(stock_compile)
-    def compile(self: Any, src: str) -> bytes:
-        try:
-            lib: bytes = stock_compile(self, src)
-        except FileNotFoundError as error:
-            raise missing_clang(error.filename or "clang") from error
-        return lib
+    Left alone, Python says "No such file" from deep inside; and with what a clang that is gone once
+    compiled still in tinygrad's cache, CPU opens, becomes the default device, and fails later.
+    """
+    device = ops_cpu.CPUDevice
+    stock_init = device.__init__
 
-    compiler.compile = compile
+    @functools.wraps(stock_init)
+    def __init__(self: Any, device: str = "") -> None:
+        from tinygrad.helpers import getenv
+
+        compiler = getenv("CC", "clang")  # what tinygrad itself would call
+        if shutil.which(compiler) is None:
+            raise missing_clang(compiler)
+        stock_init(self, device)
+
+    device.__init__ = __init__
 
 
 def missing_clang(program: str) -> MissingTool:
