@@ -21,7 +21,7 @@ from tinygrad.dtype import DType, dtypes, truncate
 from tinygrad.uop.ops import Ops
 
 from tgx.devices.nest import Access, Affine, Mask, Miss, Node
-from tgx.devices.plan import Plan, body_of, dependence, strides
+from tgx.devices.plan import Pack, Plan, body_of, dependence, strides
 
 TYPES: dict[DType, str] = {
     dtypes.bool: "i1", dtypes.int8: "i8", dtypes.uint8: "i8", dtypes.int16: "i16",
@@ -118,6 +118,7 @@ class Emitter:
         self.red, self.body = self.nest.reduction, body_of(self.nest)
         self.tile = dict(plan.tile)
         self.inside = False  # in the summed body?
+        self.packed: dict[Access, tuple[str, Pack]] = {}  # copies that are ready: where, and how they lie
 
     # ---------- writing lines ----------
 
@@ -194,9 +195,14 @@ class Emitter:
         block = scope.at[axis]
         return block.offset + scope.coords.get(axis, 0)
 
-    def address(self, index: Affine, scope: Scope, size: int = 0) -> tuple[str, int]:
-        """An index as (run-time part, constant). The lane axes contribute their first lane."""
+    def address(self, index: Affine, scope: Scope, here: tuple[str, ...] = ()) -> tuple[str, int]:
+        """An index as (run-time part, constant). The lane axes contribute their first lane.
+
+        Axes in `here` count from their own block: only the place inside the tile matters."""
         const, parts = index.const, []
+        if here:
+            at = {a: Block(None, 0, b.count) if a in here else b for a, b in scope.at.items()}
+            scope = replace(scope, at=at)
         n = self.nest.size(scope.lane[1]) if len(scope.lane) == 2 else 1
         for axis, coef in index.terms:
             if len(scope.lane) == 2 and axis == scope.lane[1]:
@@ -219,14 +225,15 @@ class Emitter:
 
     def pointer(self, access: Access, scope: Scope, extra: int = 0) -> str:
         key = ("address", access.slot, access.index, tuple(sorted(scope.coords.items())), scope.unit)
+        name, pack = self.packed.get(access, (f"%p{access.slot}", None))
         if key not in scope.memo:
-            base, const = self.address(access.index, scope)
+            base, const = self.address(access.index, scope) if pack is None else self.address(
+                Affine.of(0, dict(pack.strides)), scope, self.plan.loops[:pack.level])
             scope.memo[key] = Value(base, dtypes.int64, const)
         where = scope.memo[key]
         kind = memory(access.dtype)
-        name = f"%p{access.slot}"
         if where.name != "0":
-            gep = ("gep", access.slot, where.name)
+            gep = ("gep", name, where.name)
             if gep not in scope.memo:
                 scope.memo[gep] = Value(self.let(f"getelementptr {kind}, ptr {name}, i64 {where.name}"), dtypes.int64)
             name = scope.memo[gep].name
@@ -569,6 +576,9 @@ class Emitter:
 
     def outer(self, level: int, scope: Scope, where: dict[str, str]) -> None:
         """The output loops, one by one; the last block of each may be smaller."""
+        for pack in self.plan.packs:
+            if pack.level == level:
+                self.copy(pack, scope)
         if level == len(self.plan.loops):
             return self.tile_body(scope)
         axis = self.plan.loops[level]
@@ -603,6 +613,56 @@ class Emitter:
         if rest:
             go(Block(None, full * step, rest))
         return None
+
+    def copy(self, pack: Pack, scope: Scope) -> None:
+        """Fill a packed operand, row by row."""
+        kind, w = memory(pack.access.dtype), self.plan.width
+        if pack.access not in self.packed:
+            name = self.new("pack")
+            self.allocas.append(f"  {name} = alloca [{pack.size} x {kind}], align 64")
+            self.packed[pack.access] = name, pack
+        name = self.packed.pop(pack.access)[0]
+        outside = self.plan.loops[:pack.level]
+        *rows, (last, most) = pack.extents
+        count = {a: scope.at[a].count if a in outside and a in scope.at else n for a, n in pack.extents}
+        strides = dict(pack.strides)
+
+        def row(level: int, at: dict[str, Block]) -> None:
+            if level < len(rows):
+                axis = rows[level][0]
+                self.loop("0", str(count[axis]), 1, lambda i: row(
+                    level + 1, {**at, axis: Block(i, 0, 1)}), guard=False)
+                return
+            full, rest = divmod(count[last], w)
+            if full:
+                self.loop("0", str(full * w), w, lambda i: piece({**at, last: Block(i, 0, w)}, w), guard=False)
+            if rest:
+                piece({**at, last: Block(None, full * w, rest)}, rest)
+
+        def piece(at: dict[str, Block], n: int) -> None:
+            base, const = self.address(pack.access.index, replace(scope, lane=(), coords={}, memo={}))
+            for a, c in pack.access.index.terms:  # inner axes are not in the scope yet, outer ones are
+                block = at[a]
+                if block.base is not None:
+                    base = self.let(f"add nsw i64 {base}, {self.let(f'mul nsw i64 {block.base}, {c}')}")
+                const += block.offset * c
+            source = self.let(f"getelementptr {kind}, ptr %p{pack.access.slot}, i64 {base}")
+            source = self.let(f"getelementptr {kind}, ptr {source}, i64 {const}")
+            to, const = "0", 0
+            for a, block in at.items():
+                if block.base is not None:
+                    to = self.let(f"add nsw i64 {to}, {self.let(f'mul nsw i64 {block.base}, {strides[a]}')}")
+                const += block.offset * strides[a]
+            target = self.let(f"getelementptr {kind}, ptr {name}, i64 {to}")
+            target = self.let(f"getelementptr {kind}, ptr {target}, i64 {const}")
+            mask = None if n == w else Value("<" + ", ".join(
+                f"i1 {'true' if i < n else 'false'}" for i in range(w)) + ">", dtypes.bool, w)
+            data = self.vector_load(pack.access, source, w, mask, kind)
+            self.emit(f"store <{w} x {kind}> {data}, ptr {target}, align {pack.access.dtype.itemsize}")
+        inner = {a: Block(None, 0, 1) for a, _ in pack.extents if a not in scope.at}
+        scope = replace(scope, at={**scope.at, **inner})
+        row(0, {})
+        self.packed[pack.access] = name, pack
 
     def tiles(self, scope: Scope) -> list[dict[str, int]]:
         """All coordinates of the register tile."""

@@ -28,6 +28,8 @@ from tgx.devices.nest import Access, Affine, Axis, Mask, Miss, Nest, Node
 MAX_CHUNKS = 16
 CHUNK_CYCLES = 24_000  # do not wake a thread for less
 MASK_BYTES = 1 << 18  # largest table of lane masks
+PACK_BYTES = 272 << 10  # largest packed operand: it lives on a thread's stack
+BIG = 1 << 26  # points from which cache blocking may pay
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """A copy of the part of an operand that is used again and again, rows close together.
+
+    Rows that lie a multiple of 2 KB apart fall into the same few sets of a cache and push each
+    other out, and every row needs a TLB entry of its own (GotoBLAS packs for this)."""
+    access: Access
+    level: int  # output loops outside the copy
+    extents: tuple[tuple[str, int], ...]  # axis, points held; outermost first
+    strides: tuple[tuple[str, int], ...]
+    size: int
+
+    def __str__(self) -> str:
+        return f"p{self.access.slot}[{' '.join(f'{a}:{n}' for a, n in self.extents)}]"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything the emitter needs to know. `str(plan)` is what DEBUG=3 shows."""
     nest: Nest
@@ -63,6 +81,7 @@ class Plan:
     split: int  # how many of the outermost loops are cut into chunks
     chunks: int
     cycles: float = 0.0  # what the model expects
+    packs: tuple[Pack, ...] = ()
 
     @property
     def lanes_out(self) -> bool:
@@ -90,7 +109,9 @@ class Plan:
     def __str__(self) -> str:
         sums = " ".join(f"{a}{'!' if a in self.unroll else ''}" for a in self.sums)
         return (f"tile {self.shape}; loops {' '.join(self.loops) or '-'}"
-                f"{'; sum ' + sums if sums else ''}; {self.chunks} chunks")
+                f"{'; sum ' + sums if sums else ''}"
+                f"{'; packed ' + ', '.join(map(str, self.packs)) if self.packs else ''}"
+                f"; {self.chunks} chunks")
 
 
 # ***************************** merging axes *****************************
@@ -148,6 +169,35 @@ def join(masks: list[Mask], hi: str, lo: str, nest: Nest) -> Mask:
         table &= grid.reshape([nest.size(a) if a in order else 1 for a in axes])
     flat = table.reshape(*shape[:-2], -1)
     return Mask.of([*others, lo], np.ascontiguousarray(flat), all(m.implied for m in masks))
+
+
+def blocked(nest: Nest) -> list[Nest]:
+    """The nest with one long output axis cut in two: what the inner part uses may fit a cache."""
+    out: list[Nest] = []
+    if not is_contraction(nest) or math.prod(a.size for a in nest.axes) < BIG or nest.domain:
+        return out
+    for axis in nest.axes:
+        for n in (64, 128):
+            if axis.out and axis.size % n == 0 and axis.size >= 4 * n:
+                out.append(cut(nest, axis, n))
+    return out
+
+
+def cut(nest: Nest, axis: Axis, n: int) -> Nest:
+    """axis becomes n*hi + axis."""
+    hi = Axis(axis.name + "b", axis.size // n, axis.out)
+
+    def index(i: Affine) -> Affine:
+        return Affine.of(i.const, {**i.coefs, hi.name: n * i[axis.name]})
+    done: dict[Node, Node] = {}
+    for v in nest.value.walk():
+        arg = replace(v.arg, index=index(v.arg.index)) if v.op == "load" else (
+            index(v.arg) if v.op == "index" else v.arg)
+        if v.op in ("load", "mask") and any(axis.name in m.axes for m in (arg.masks if v.op == "load" else arg)):
+            return nest
+        done[v] = Node(v.op, v.dtype, tuple(done[s] for s in v.src), arg)
+    axes = [x for a in nest.axes for x in ((hi, replace(a, size=n)) if a is axis else (a,))]
+    return Nest(tuple(axes), replace(nest.store, index=index(nest.store.index)), done[nest.value], nest.domain)
 
 
 def merged(nest: Nest) -> Nest:
@@ -291,7 +341,8 @@ class Model:
         return max(accs / self.machine.fma, loads) + work + 1.0 / max(1, accs / 8), need
 
     def order(self, lane: tuple[str, ...], vectors: int, tile: dict[str, int],
-              operands: list[Operand], sums: tuple[str, ...]) -> tuple[float, tuple[str, ...]]:
+              operands: list[Operand], sums: tuple[str, ...],
+              ) -> tuple[float, tuple[str, ...], tuple[Pack, ...]]:
         """The best order of the output loops, and its cost in cycles of waiting for the caches."""
         size = {a.name: a.size for a in self.nest.axes}
         lane_size = math.prod(size[a] for a in lane)
@@ -301,14 +352,16 @@ class Model:
         trips = {a: -(-full[a] // step.get(a, 1)) for a in [*outs, *sums]}
         loops = [a for a in outs if trips[a] > 1]
         fixed = [a for a in outs if trips[a] == 1]
-        best: tuple[float, tuple[str, ...]] = (math.inf, tuple(outs))
+        best: tuple[float, tuple[str, ...], tuple[Pack, ...]] = (math.inf, tuple(outs), ())
+        held = {**step, **{s: size[s] for s in sums}}
+        tight = [o for o in operands if crowded(o.access, held)]
         known: dict[frozenset[str], list[float]] = {}
 
         def lines(inside: frozenset[str]) -> list[float]:
             if inside not in known:
                 extent = {a: min(full[a], step.get(a, 1) * (trips.get(a, 1) if a in inside else 1))
                           for a in full}
-                known[inside] = [footprint(o.access, extent, lane, self.nest) for o in operands]
+                known[inside] = [footprint(o.access, extent, lane, self.nest, o in tight) for o in operands]
             return known[inside]
         options = itertools.permutations(loops) if len(loops) <= 5 else [tuple(loops)]
         for perm in options:
@@ -316,11 +369,16 @@ class Model:
             cost = 0.0
             for cache, price in ((self.machine.l1 * 0.8, 1.2), (self.machine.l2 * 0.8, 5.0)):
                 cost += misses(order, trips, operands, lines, cache) * price
+            packs = []
+            for o in tight:
+                pack, price = packed(o.access, perm, trips, step, full, lane)
+                cost += price
+                packs += [pack] if pack else []
             # the innermost output loop should walk the store forward
             stride = abs(self.nest.store.index[perm[-1]]) if perm else 0
             cost *= 1 + 1e-3 * min(stride, 100) / 100
             if cost < best[0]:
-                best = cost, (*perm, *fixed)
+                best = cost, (*perm, *fixed), tuple(packs)
         return best
 
 
@@ -339,9 +397,45 @@ def misses(order: list[str], trips: dict[str, int], operands: list[Operand],
     return total
 
 
-def footprint(access: Access, extent: dict[str, int], lane: tuple[str, ...], nest: Nest) -> float:
+def crowded(access: Access, held: dict[str, int]) -> bool:
+    """Do the rows that one tile runs through share a few sets of the cache?"""
+    return any(abs(c) * access.dtype.itemsize % 2048 == 0 and held.get(a, 1) > 8 for a, c in access.index.terms)
+
+
+def packed(access: Access, perm: tuple[str, ...], trips: dict[str, int], step: dict[str, int],
+           full: dict[str, int], lane: tuple[str, ...]) -> tuple[Pack | None, float]:
+    """The outermost place where a copy of what the inner loops use fits, and what copying costs."""
+    terms = sorted(access.index.terms, key=lambda t: -abs(t[1]))
+    every = math.prod(trips.values())
+    failed = None, 8.0 * every
+    if access.masks or len(lane) > 1 or not terms or terms[-1][1] != 1 or any(c < 0 for _, c in terms):
+        return failed
+    for level in range(1, len(perm) + 1):
+        outside = perm[:level]
+        extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a, _ in terms}
+        if any(terms[i][1] < terms[i + 1][1] * extent[terms[i + 1][0]] for i in range(len(terms) - 1)):
+            return failed  # rows overlap
+        strides: dict[str, int] = {}
+        size = 1
+        for a, _ in reversed(terms):
+            strides[a] = size
+            size *= extent[a] if size > 1 else -(-extent[a] // 16) * 16
+            if size * access.dtype.itemsize % 2048 == 0 and a != terms[0][0]:
+                size += 16
+        reuse = math.prod(trips[a] for a in perm[level:] if not access.index[a])
+        if size * access.dtype.itemsize <= PACK_BYTES and reuse >= 4:
+            copies = math.prod(trips[a] for a in outside)
+            pack = Pack(access, level, tuple((a, extent[a]) for a, _ in terms), tuple(strides.items()), size)
+            return pack, copies * size / 16 * 8.0
+    return failed
+
+
+def footprint(access: Access, extent: dict[str, int], lane: tuple[str, ...], nest: Nest,
+              dense: bool = False) -> float:
     """Lines of 64 bytes that an access touches over `extent` points of each axis."""
     per_line = max(1, 64 // access.dtype.itemsize)
+    if dense:
+        return max(1.0, math.prod(extent[a] for a, _ in access.index.terms if a in extent) / per_line)
     coefs = dict(access.index.terms)
     if len(lane) == 2 and lane[0] in extent:
         coefs[lane[0]] = max(1, coefs.get(lane[0], 0) // max(1, nest.size(lane[1])))
@@ -378,7 +472,8 @@ def plan(nest: Nest, machine: Machine) -> Plan:
     can still win."""
     flat = merged(nest)
     candidates: list[Candidate] = []
-    for variant in (flat, nest) if flat.axes != nest.axes else (nest,):
+    variants = [flat, nest] if flat.axes != nest.axes else [nest]
+    for variant in variants + blocked(flat):
         model = Model(variant, machine)
         for lane in model.lanes():
             if model.allowed(lane):
@@ -388,10 +483,10 @@ def plan(nest: Nest, machine: Machine) -> Plan:
     for c in candidates[:24]:
         if best is not None and c.cost >= best.cycles:
             break
-        wait, loops = c.model.order(c.lane, c.vectors, c.tile, c.operands, c.sums)
+        wait, loops, packs = c.model.order(c.lane, c.vectors, c.tile, c.operands, c.sums)
         if best is None or c.cost + wait < best.cycles:
             best = Plan(c.model.nest, c.lane, c.model.width, c.vectors, tuple(c.tile.items()), loops,
-                        c.sums, (), 0, 1, c.cost + wait)
+                        c.sums, (), 0, 1, c.cost + wait, packs)
     if best is None:
         raise Miss("no plan")
     return chunked(replace(best, unroll=unrolled(best)))
@@ -476,7 +571,8 @@ def chunked(plan: Plan) -> Plan:
     """Cut the outermost loops into pieces, if there is enough work to share."""
     want = min(MAX_CHUNKS, int(plan.cycles / CHUNK_CYCLES))
     tasks, split = 1, 0
-    while split < len(plan.loops) and tasks < 4 * want:
+    deepest = min([p.level for p in plan.packs] or [len(plan.loops)])
+    while split < deepest and tasks < 4 * want:
         tasks *= plan.blocks(plan.loops[split])
         split += 1
     return replace(plan, split=split, chunks=max(1, min(want, tasks)))

@@ -51,8 +51,8 @@ SHAPES = [(64, 784, 32), (37, 53, 41), (1, 300, 70), (70, 300, 1), (5, 3, 2), (1
 @pytest.mark.parametrize("how", ["nn", "nt", "tn", "tt"])
 def test_matmul(m: int, k: int, n: int, how: str) -> None:
     a, b = random(m, k), random(k, n)
-    x = tgx(a.T).T if how[0] == "t" else tgx(a)
-    y = tgx(b.T).T if how[1] == "t" else tgx(b)
+    x = tgx(np.ascontiguousarray(a.T)).T if how[0] == "t" else tgx(a)
+    y = tgx(np.ascontiguousarray(b.T)).T if how[1] == "t" else tgx(b)
     close(tiled(lambda: x @ y), a.astype(float) @ b.astype(float))
 
 
@@ -293,3 +293,15 @@ def test_the_same_bits_every_time() -> None:
     first = (a @ b).numpy()
     for _ in range(3):
         np.testing.assert_array_equal((a @ b).numpy(), first)
+
+
+@pytest.mark.parametrize("how", ["nn", "nt", "tn", "tt"])
+def test_large_matmul_packs_its_operands(how: str) -> None:
+    """Rows 4 KB apart crowd the caches: such operands are copied first."""
+    a, b = random(512, 1024), random(1024, 1024)
+    x = tgx(np.ascontiguousarray(a.T)).T if how[0] == "t" else tgx(a)
+    y = tgx(np.ascontiguousarray(b.T)).T if how[1] == "t" else tgx(b)
+    with Context(PARALLEL=0):
+        got, records = paths(lambda: (x @ y).realize())
+    assert how == "nt" or any("packed" in r.tile for r in records), [str(r) for r in records]
+    close(got, a.astype(float) @ b.astype(float))
