@@ -6,8 +6,10 @@ Each number takes part in many operations, so a good program is bounded by arith
 AVX-512 does 32 multiply-adds a cycle, and gets there only if loading and storing stay out of the
 way. Everything below is about touching memory less often per operation.
 """
+
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -29,8 +31,8 @@ def naive(k: Code, shape: Shape) -> int:
     c, a, b = k.buffers
     with k.loop(0, m) as i, k.loop(0, n) as j:
         total = Variable(k, k.splat(0, 1))
-        with k.loop(0, depth) as l:
-            total.set(total.get() + a.load(i * depth + l) * b.load(l * n + j))
+        with k.loop(0, depth) as s:
+            total.set(total.get() + a.load(i * depth + s) * b.load(s * n + j))
         c.store(i * n + j, total.get())
     return 1
 
@@ -41,10 +43,10 @@ def order(k: Code, shape: Shape) -> int:
     with k.loop(0, m) as i:
         with k.loop(0, n) as j:
             c.store(i * n + j, k.splat(0, 1))
-        with k.loop(0, depth) as l:
-            left = a.load(i * depth + l)
+        with k.loop(0, depth) as s:
+            left = a.load(i * depth + s)
             with k.loop(0, n) as j:
-                c.store(i * n + j, k.fma(left, b.load(l * n + j), c.load(i * n + j)))
+                c.store(i * n + j, k.fma(left, b.load(s * n + j), c.load(i * n + j)))
     return 1
 
 
@@ -64,38 +66,56 @@ def lanes(k: Code, shape: Shape) -> int:
                 continue
             with k.loop(start, stop, k.lanes) as j:
                 total = Variable(k, k.splat(0, k.lanes))
-                with k.loop(0, depth) as l:
-                    left = k.splat(a.load(i * depth + l), k.lanes)
-                    total.set(k.fma(left, b.load(l * n + j, k.lanes, mask), total.get()))
+                with k.loop(0, depth) as s:
+                    left = k.splat(a.load(i * depth + s), k.lanes)
+                    total.set(k.fma(left, b.load(s * n + j, k.lanes, mask), total.get()))
                 c.store(i * n + j, total.get(), mask)
     return 1
 
 
-def tile(k: Code, a: Buffer, b: Buffer, c: Buffer, *, rows: int, width: int, depth: int,
-         a_at: Value | int, a_pitch: int, b_at: Value | int, b_pitch: int, c_at: Value, c_pitch: int,
-         more: bool = False, packed: bool = False) -> None:
+def tile(
+    k: Code,
+    a: Buffer,
+    b: Buffer,
+    c: Buffer,
+    *,
+    rows: int,
+    width: int,
+    depth: int,
+    a_at: Value | int,
+    a_pitch: int,
+    b_at: Value | int,
+    b_pitch: int,
+    c_at: Value,
+    c_pitch: int,
+    more: bool = False,
+    packed: bool = False,
+) -> None:
     """The heart: a block of C, `rows` × `width`, stays in registers while `depth` products are
     added to every element. One step loads `rows` numbers of A and a short row of B, and does
     rows × width multiply-adds with them. With `more`, C already holds a part of the sum."""
-    parts = [(start, None if packed else k.first(count, k.lanes))
-             for start, count in columns(width, k.lanes)]
+    parts = [
+        (start, None if packed else k.first(count, k.lanes))
+        for start, count in columns(width, k.lanes)
+    ]
     edges = [k.first(count, k.lanes) for _, count in columns(width, k.lanes)]
     totals = []
     for r in range(rows):
-        for (start, _), edge in zip(parts, edges):
-            old = c.load(c_at + (r * c_pitch + start), k.lanes, edge) if more else \
-                k.splat(0, k.lanes)
+        for (start, _), edge in zip(parts, edges, strict=True):
+            old = (
+                c.load(c_at + (r * c_pitch + start), k.lanes, edge) if more else k.splat(0, k.lanes)
+            )
             totals.append(Variable(k, old))
-    with k.loop(0, depth) as l:
-        row = l * b_pitch + b_at
+    with k.loop(0, depth) as s:
+        row = s * b_pitch + b_at
         right = [b.load(row + start, k.lanes, mask) for start, mask in parts]
         for r in range(rows):
-            left = k.splat(a.load(l + a_at + r * a_pitch), k.lanes)
+            left = k.splat(a.load(s + a_at + r * a_pitch), k.lanes)
             for v, x in enumerate(right):
                 total = totals[r * len(right) + v]
                 total.set(k.fma(left, x, total.get()))
     for r in range(rows):
-        for v, ((start, _), edge) in enumerate(zip(parts, edges)):
+        for v, ((start, _), edge) in enumerate(zip(parts, edges, strict=True)):
             c.store(c_at + (r * c_pitch + start), totals[r * len(parts) + v].get(), edge)
 
 
@@ -111,39 +131,71 @@ def tiled(k: Code, shape: Shape) -> int:
     for first_row, last_row, height in blocks(m, rows):
         for first, last, wide in blocks(n, width):
             with k.loop(first_row, last_row, rows) as i, k.loop(first, last, width) as j:
-                tile(k, a, b, c, rows=height, width=wide, depth=depth, a_at=i * depth,
-                     a_pitch=depth, b_at=j, b_pitch=n, c_at=i * n + j, c_pitch=n)
+                tile(
+                    k,
+                    a,
+                    b,
+                    c,
+                    rows=height,
+                    width=wide,
+                    depth=depth,
+                    a_at=i * depth,
+                    a_pitch=depth,
+                    b_at=j,
+                    b_pitch=n,
+                    c_at=i * n + j,
+                    c_pitch=n,
+                )
     return 1
 
 
 def blocks(size: int, step: int) -> list[tuple[int, int, int]]:
     """A range in whole steps, and what is left over: (from, to, size of a step)."""
     whole = size // step * step
-    return [piece for piece in ((0, whole, step), (whole, size, size - whole))
-            if piece[0] < piece[1]]
+    return [
+        piece for piece in ((0, whole, step), (whole, size, size - whole)) if piece[0] < piece[1]
+    ]
 
 
-def copy_panel(k: Code, b: Buffer, panel: Buffer, row: int, deep: int, j: Value, n: int,
-               pieces: list[tuple[int, int]]) -> None:
+def copy_panel(
+    k: Code,
+    b: Buffer,
+    panel: Buffer,
+    row: int,
+    deep: int,
+    j: Value,
+    n: int,
+    pieces: list[tuple[int, int]],
+) -> None:
     """`deep` rows of a narrow strip of B, one behind the other."""
-    with k.loop(0, deep) as l:
+    with k.loop(0, deep) as s:
         for at, count in pieces:
-            line = b.load((l + row) * n + j + at, k.lanes, k.first(count, k.lanes))
-            panel.store(l * (len(pieces) * k.lanes) + at, line)
+            line = b.load((s + row) * n + j + at, k.lanes, k.first(count, k.lanes))
+            panel.store(s * (len(pieces) * k.lanes) + at, line)
 
 
-def copy_rows(k: Code, a: Buffer, block: Buffer, first: Value | int, count: Value | int, start: int,
-              deep: int, depth: int, pitch: int) -> None:
+def copy_rows(
+    k: Code,
+    a: Buffer,
+    block: Buffer,
+    first: Value | int,
+    count: Value | int,
+    start: int,
+    deep: int,
+    depth: int,
+    pitch: int,
+) -> None:
     """Rows of A, `deep` numbers of each, at a pitch that spreads them over the cache."""
     with k.loop(0, count) as r:
         for begin, end, wide in blocks(deep, k.lanes):
-            with k.loop(begin, end, k.lanes) as l:
-                line = a.load((r + first) * depth + l + start, k.lanes, k.first(wide, k.lanes))
-                block.store(r * pitch + l, line)
+            with k.loop(begin, end, k.lanes) as s:
+                line = a.load((r + first) * depth + s + start, k.lanes, k.first(wide, k.lanes))
+                block.store(r * pitch + s, line)
 
 
-def region(k: Code, shape: Shape, first_row: Value | int, height: int, columns_: tuple, *,
-           copy_a: bool) -> None:
+def region(
+    k: Code, shape: Shape, first_row: Value | int, height: int, columns_: tuple, *, copy_a: bool
+) -> None:
     """C's rows from `first_row` on, and columns [first, last) in panels `wide` apart, with B, and A
     if so wished, copied piece by piece to where they are read from the caches in order."""
     _, depth, n = shape
@@ -161,11 +213,23 @@ def region(k: Code, shape: Shape, first_row: Value | int, height: int, columns_:
             for top, bottom, tall in blocks(height, rows):
                 with k.loop(top, bottom, rows) as r:
                     i = r + first_row
-                    tile(k, block, panel, c, rows=tall, width=wide, depth=deep,
-                         a_at=r * pitch if copy_a else i * depth + start,
-                         a_pitch=pitch if copy_a else depth, b_at=0,
-                         b_pitch=len(pieces) * k.lanes, c_at=i * n + j, c_pitch=n,
-                         more=start > 0, packed=True)
+                    tile(
+                        k,
+                        block,
+                        panel,
+                        c,
+                        rows=tall,
+                        width=wide,
+                        depth=deep,
+                        a_at=r * pitch if copy_a else i * depth + start,
+                        a_pitch=pitch if copy_a else depth,
+                        b_at=0,
+                        b_pitch=len(pieces) * k.lanes,
+                        c_at=i * n + j,
+                        c_pitch=n,
+                        more=start > 0,
+                        packed=True,
+                    )
 
 
 def packed(k: Code, shape: Shape) -> int:
@@ -185,7 +249,7 @@ def blocked(k: Code, shape: Shape) -> int:
 def cut(size: int, parts: int) -> list[tuple[int, int]]:
     """A range in almost equal parts: (from, to)."""
     edges = [size * i // parts for i in range(parts + 1)]
-    return list(zip(edges, edges[1:]))
+    return list(itertools.pairwise(edges))
 
 
 def collides(pitch: int) -> bool:
@@ -216,8 +280,7 @@ def threaded(k: Code, shape: Shape) -> int:
                 if m < FEW_ROWS:
                     direct(k, shape, y, height, (x + first, x + last, wide))
                 else:
-                    region(k, shape, y, height, (x + first, x + last, wide),
-                           copy_a=collides(depth))
+                    region(k, shape, y, height, (x + first, x + last, wide), copy_a=collides(depth))
         number += len(places)
     return number
 
@@ -231,15 +294,31 @@ def direct(k: Code, shape: Shape, first_row: Value, height: int, columns_: tuple
     for top, bottom, tall in blocks(height, rows):
         with k.loop(top, bottom, rows) as r, k.loop(first, last, PANEL_VECTORS * k.lanes) as j:
             i = r + first_row
-            tile(k, a, b, c, rows=tall, width=wide, depth=depth, a_at=i * depth, a_pitch=depth,
-                 b_at=j, b_pitch=n, c_at=i * n + j, c_pitch=n)
+            tile(
+                k,
+                a,
+                b,
+                c,
+                rows=tall,
+                width=wide,
+                depth=depth,
+                a_at=i * depth,
+                a_pitch=depth,
+                b_at=j,
+                b_pitch=n,
+                c_at=i * n + j,
+                c_pitch=n,
+            )
 
 
 def make(shape: Shape) -> list[np.ndarray]:
     m, depth, n = shape
     random = np.random.default_rng(0)
-    return [np.zeros((m, n), np.float32), random.standard_normal((m, depth), np.float32),
-            random.standard_normal((depth, n), np.float32)]
+    return [
+        np.zeros((m, n), np.float32),
+        random.standard_normal((m, depth), np.float32),
+        random.standard_normal((depth, n), np.float32),
+    ]
 
 
 def reference(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
@@ -247,26 +326,61 @@ def reference(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
 
 
 LESSON = Lesson(
-    name="gemm", buffers="c a b", outputs=1, make=make, reference=reference,
-    generated=lambda a, b: a @ b, numpy=lambda a, b: a @ b,
-    work=lambda s: 2.0 * s[0] * s[1] * s[2], unit="GFLOP/s",
+    name="gemm",
+    buffers="c a b",
+    outputs=1,
+    make=make,
+    reference=reference,
+    generated=lambda a, b: (a @ b,),
+    numpy=lambda a, b: a @ b,
+    work=lambda shape: 2.0 * math.prod(shape),
+    unit="GFLOP/s",
     shapes=((64, 784, 256), (512, 512, 512), (1024, 1024, 1024)),
     versions=(
-        Version("naive", "row times column. One addition waits for the last, and B is read down a "
-                "column: a new cache line for every number", naive),
-        Version("order", "the two inner loops change places: B and C are now read along rows, and "
-                "additions are independent; but C is loaded and stored for each product", order),
-        Version("lanes", "a vector of C stays in a register while the whole sum is made: no store, "
-                "and as many products an instruction as there are lanes", lanes),
-        Version("tiled", "a block of C in registers: a number of A serves two vectors, a vector "
-                "of B serves every row; loads per product fall by the tile's size", tiled),
-        Version("packed", "B in panels that fit the first cache and lie in order: no misses, no "
-                "TLB misses, for a copy that costs 1/m of the work", packed),
-        Version("blocked", "A too is copied, in blocks the second cache holds: rows 4096 bytes apart "
-                "would all compete for the same eight lines of the first", blocked),
-        Version("threaded", "a grid of pieces for the threads, cut by shape; and no copy where a "
-                "matrix is too small to repay it", threaded),
-    ))
+        Version(
+            "naive",
+            "row times column. One addition waits for the last, and B is read down a "
+            "column: a new cache line for every number",
+            naive,
+        ),
+        Version(
+            "order",
+            "the two inner loops change places: B and C are now read along rows, and "
+            "additions are independent; but C is loaded and stored for each product",
+            order,
+        ),
+        Version(
+            "lanes",
+            "a vector of C stays in a register while the whole sum is made: no store, "
+            "and as many products an instruction as there are lanes",
+            lanes,
+        ),
+        Version(
+            "tiled",
+            "a block of C in registers: a number of A serves two vectors, a vector "
+            "of B serves every row; loads per product fall by the tile's size",
+            tiled,
+        ),
+        Version(
+            "packed",
+            "B in panels that fit the first cache and lie in order: no misses, no "
+            "TLB misses, for a copy that costs 1/m of the work",
+            packed,
+        ),
+        Version(
+            "blocked",
+            "A too is copied, in blocks the second cache holds: rows 4096 bytes apart "
+            "would all compete for the same eight lines of the first",
+            blocked,
+        ),
+        Version(
+            "threaded",
+            "a grid of pieces for the threads, cut by shape; and no copy where a "
+            "matrix is too small to repay it",
+            threaded,
+        ),
+    ),
+)
 
 
 def matmul(a: Tensor, b: Tensor, version: str = "") -> Tensor:
@@ -280,8 +394,15 @@ def matmul(a: Tensor, b: Tensor, version: str = "") -> Tensor:
         g, x, y = Tensor(up).contiguous(), Tensor(node.src[2]), Tensor(node.src[3])
         return (None, matmul(g, y.T.contiguous()).uop, matmul(x.T.contiguous(), g).uop)
 
-    return call(LESSON, (m, depth, n), out, a.contiguous(), b.contiguous(), version=version,
-                gradient=gradient)[0]
+    return call(
+        LESSON,
+        (m, depth, n),
+        out,
+        a.contiguous(),
+        b.contiguous(),
+        version=version,
+        gradient=gradient,
+    )[0]
 
 
 if __name__ == "__main__":

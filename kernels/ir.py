@@ -6,16 +6,19 @@
         y.store(i, k.fma(x.load(i, 16), k.splat(2.0, 16), y.load(i, 16)))
     print(k.text())
 
-A `Value` is an SSA name with its type; `+ - * /` on values write instructions. Loops count in memory
-(`alloca`) and so do `Variable`s: LLVM turns both into registers, and the kernel reads as it would in
-C. Nothing is decided behind the reader's back: every loop forbids LLVM to vectorize or unroll it,
-so lanes and tiles are there if, and only if, the kernel asks for them.
+A `Value` is an SSA name with its type; `+ - * /` on values write instructions. Loops count in
+memory (`alloca`) and so do `Variable`s: LLVM turns both into registers, and the kernel reads as it
+would in C. Nothing is decided behind the reader's back: every loop forbids LLVM to vectorize or
+unroll it, so lanes and tiles are there if, and only if, the kernel asks for them.
 """
+
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 I64, F32, I32 = "i64", "float", "i32"
 
@@ -27,6 +30,8 @@ def vector(lanes: int, kind: str = F32) -> str:
 
 def literal(number: float) -> str:
     """A float32 as LLVM reads it: the bits of the double of the same value."""
+    if math.isinf(number):
+        return "0x7FF0000000000000" if number > 0 else "0xFFF0000000000000"
     rounded = struct.unpack("f", struct.pack("f", number))[0]
     return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
 
@@ -67,22 +72,30 @@ class Buffer:
     def __init__(self, code: Code, name: str) -> None:
         self.code, self.name = code, name
 
-    def at(self, index: Value | int) -> str:
-        return self.code.let(f"getelementptr inbounds float, ptr {self.name}, "
-                             f"{self.code.value(index, I64)}")
+    def at(self, index: Value | int, inside: bool = True) -> str:
+        """The address of one number; `inside` promises LLVM that there is one."""
+        return self.code.let(
+            f"getelementptr {'inbounds ' if inside else ''}float, "
+            f"ptr {self.name}, {self.code.value(index, I64)}"
+        )
 
     def load(self, index: Value | int, lanes: int = 1, mask: Value | None = None) -> Value:
         """`lanes` floats from `index` on. Lanes that the mask leaves out are 0 and not touched."""
-        kind, place = vector(lanes), self.at(index)
+        kind, place = vector(lanes), self.at(index, mask is None)
         if mask is None:
             return Value(self.code, self.code.let(f"load {kind}, ptr {place}, align 4"), kind)
         name = f"@llvm.masked.load.v{lanes}f32.p0"
         self.code.declare(f"{kind} {name}(ptr, i32, <{lanes} x i1>, {kind})")
-        return Value(self.code, self.code.let(
-            f"call {kind} {name}(ptr {place}, i32 4, {mask}, {kind} zeroinitializer)"), kind)
+        return Value(
+            self.code,
+            self.code.let(
+                f"call {kind} {name}(ptr {place}, i32 4, {mask}, {kind} zeroinitializer)"
+            ),
+            kind,
+        )
 
     def store(self, index: Value | int, value: Value, mask: Value | None = None) -> None:
-        place, lanes = self.at(index), value.lanes
+        place, lanes = self.at(index, mask is None), value.lanes
         if mask is None:
             self.code.emit(f"store {value}, ptr {place}, align 4")
             return
@@ -116,7 +129,7 @@ class Code:
         self.declared: set[str] = set()
         self.tables: list[str] = []
         self.count = 0
-        self.chunk = Value(self, "%chunk", I64)
+        self.chunk, self.chunks = Value(self, "%chunk", I64), 1
         self.buffers = []
         for word, buffer in enumerate(buffers.split()):
             self.emit(f"%{buffer}.at = getelementptr inbounds ptr, ptr %args, i64 {word}")
@@ -148,12 +161,21 @@ class Code:
 
     def text(self) -> str:
         """The whole module."""
-        return "\n".join([
-            *self.tables, *sorted(self.declared),
-            f"define void @{self.name}(ptr noalias readonly %args, i64 %chunk) nounwind {{",
-            *self.slots, *self.lines, "  ret void", "}",
-            '!0 = !{!"llvm.loop.vectorize.enable", i1 false}',
-            '!1 = !{!"llvm.loop.unroll.disable"}', "!2 = distinct !{!2, !0, !1}", ""])
+        return "\n".join(
+            [
+                *self.tables,
+                *sorted(self.declared),
+                f"define void @{self.name}(ptr noalias readonly %args, i64 %chunk) nounwind {{",
+                *self.slots,
+                *self.lines,
+                "  ret void",
+                "}",
+                '!0 = !{!"llvm.loop.vectorize.enable", i1 false}',
+                '!1 = !{!"llvm.loop.unroll.disable"}',
+                "!2 = distinct !{!2, !0, !1}",
+                "",
+            ]
+        )
 
     # ---- values ----
 
@@ -172,8 +194,7 @@ class Code:
 
     def binary(self, op: str, a: Value, b: Value | float) -> Value:
         b = self.value(b, a.type)
-        if "float" in a.type:
-            op = "f" + op
+        op = "f" + op if "float" in a.type else {"div": "sdiv"}.get(op, op)
         return Value(self, self.let(f"{op} {a}, {b.name}"), a.type)
 
     def splat(self, x: Value | float, lanes: int) -> Value:
@@ -184,26 +205,55 @@ class Code:
             return x
         kind = vector(lanes)
         first = self.let(f"insertelement {kind} poison, {x}, i64 0")
-        return Value(self, self.let(f"shufflevector {kind} {first}, {kind} poison, "
-                                    f"<{lanes} x i32> zeroinitializer"), kind)
+        return Value(
+            self,
+            self.let(
+                f"shufflevector {kind} {first}, {kind} poison, <{lanes} x i32> zeroinitializer"
+            ),
+            kind,
+        )
 
     def call(self, name: str, *arguments: Value) -> Value:
         """An LLVM intrinsic on floats: `fmuladd`, `maxnum`, `sqrt`, ..."""
         kind = arguments[0].type
         suffix = "f32" if kind == F32 else f"v{arguments[0].lanes}f32"
         self.declare(f"{kind} @llvm.{name}.{suffix}({', '.join(a.type for a in arguments)})")
-        return Value(self, self.let(f"call {kind} @llvm.{name}.{suffix}("
-                                    f"{', '.join(map(str, arguments))})"), kind)
+        return Value(
+            self,
+            self.let(f"call {kind} @llvm.{name}.{suffix}({', '.join(map(str, arguments))})"),
+            kind,
+        )
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a·b + c in one instruction, where the CPU has it."""
         return self.call("fmuladd", a, b, c)
 
+    def power_of_two(self, n: Value) -> Value:
+        """2**n for whole n: n goes where a float keeps its exponent."""
+        whole = vector(n.lanes, I32)
+        bits = Value(self, self.let(f"fptosi {n} to {whole}"), whole) + 127
+        bits = Value(self, self.let(f"shl {bits}, {self.value(23, whole).name}"), whole)
+        return Value(self, self.let(f"bitcast {bits} to {n.type}"), n.type)
+
+    def below(self, x: Value, limit: float, yes: float, no: Value) -> Value:
+        """`yes if x < limit else no`, lane by lane."""
+        bits = "i1" if x.lanes == 1 else f"<{x.lanes} x i1>"
+        test = self.let(f"fcmp olt {x}, {self.value(limit, x.type).name}")
+        return Value(
+            self, self.let(f"select {bits} {test}, {self.value(yes, x.type)}, {no}"), x.type
+        )
+
+    def keep(self, mask: Value | None, x: Value, otherwise: Value | float) -> Value:
+        """x in the lanes of the mask, `otherwise` in the others; no mask keeps all."""
+        if mask is None:
+            return x
+        return Value(self, self.let(f"select {mask}, {x}, {self.value(otherwise, x.type)}"), x.type)
+
     def total(self, x: Value, op: str = "add") -> Value:
         """The sum (or `max`) of all lanes: halves onto each other, until one lane is left."""
         while (half := x.lanes // 2) >= 1:
             low, high = (self.part(x, start, half) for start in (0, half))
-            x = low + high if op == "add" else self.call("maxnum", low, high)
+            x = low + high if op == "add" else self.call("maximum", low, high)
         return x
 
     def part(self, x: Value, start: int, lanes: int) -> Value:
@@ -211,15 +261,20 @@ class Code:
         if lanes == 1:
             return Value(self, self.let(f"extractelement {x}, i64 {start}"), F32)
         lanes_of = ", ".join(f"i32 {start + i}" for i in range(lanes))
-        return Value(self, self.let(f"shufflevector {x}, {x.type} poison, <{lanes} x i32> "
-                                    f"<{lanes_of}>"), vector(lanes))
+        return Value(
+            self,
+            self.let(f"shufflevector {x}, {x.type} poison, <{lanes} x i32> <{lanes_of}>"),
+            vector(lanes),
+        )
 
-    def select(self, comparison: str, a: Value, b: Value | int, yes: Value | int,
-               no: Value | int) -> Value:
+    def select(
+        self, comparison: str, a: Value, b: Value | int, yes: Value | int, no: Value | int
+    ) -> Value:
         """`yes if a < b else no` on whole numbers, for LLVM's comparison."""
         test = self.let(f"icmp {comparison} {a}, {self.value(b, a.type).name}")
-        return Value(self, self.let(f"select i1 {test}, {self.value(yes, I64)}, "
-                                    f"{self.value(no, I64)}"), I64)
+        return Value(
+            self, self.let(f"select i1 {test}, {self.value(yes, I64)}, {self.value(no, I64)}"), I64
+        )
 
     def pick(self, numbers: Sequence[int], index: Value) -> Value:
         """`numbers[index]`, from a table in the kernel."""
@@ -246,9 +301,18 @@ class Code:
     def mask(self, table: str, index: Value | int, lanes: int) -> Value:
         place = self.let(f"getelementptr inbounds i{lanes}, ptr {table}, {self.value(index, I64)}")
         bits = self.let(f"load i{lanes}, ptr {place}")
-        return Value(self, self.let(f"bitcast i{lanes} {bits} to <{lanes} x i1>"), f"<{lanes} x i1>")
+        return Value(
+            self, self.let(f"bitcast i{lanes} {bits} to <{lanes} x i1>"), f"<{lanes} x i1>"
+        )
 
     # ---- control ----
+
+    @contextmanager
+    def share(self, count: int, cost: int, most: int = 16) -> Iterator[tuple[Value, Value]]:
+        """This chunk's part of `range(count)`. The number of chunks follows from the shape: as
+        many as keep 8192 elements of work each, when one of the range is `cost` elements."""
+        self.chunks = max(1, min(most, count, count * cost // 8192))
+        yield (self.chunk * count / self.chunks, (self.chunk + 1) * count / self.chunks)
 
     @contextmanager
     def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
@@ -279,3 +343,28 @@ class Code:
         yield
         self.emit(f"br label %{tag}.end")
         self.lines.append(f"{tag}.end:")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loop over part of a row, and the vectors of one of its steps."""
+
+    start: int
+    stop: int
+    step: int
+    counts: tuple[int, ...]  # elements in each vector
+
+    def vectors(self, code: Code) -> list[tuple[int, Value | None]]:
+        """Offset and mask of each vector; no mask for a full one."""
+        return [
+            (v * code.lanes, code.first(count, code.lanes)) for v, count in enumerate(self.counts)
+        ]
+
+
+def pieces(n: int, lanes: int, at_once: int) -> list[Run]:
+    """A row of n elements: a loop over groups of `at_once` vectors, and a step for what is left."""
+    group = lanes * at_once
+    whole = n // group * group
+    left = [min(lanes, n - start) for start in range(whole, n, lanes)]
+    runs = [Run(0, whole, group, (lanes,) * at_once)] if whole else []
+    return runs + ([Run(whole, n, n - whole, tuple(left))] if left else [])
