@@ -7,7 +7,7 @@
     python -m tgx.kernels.conv
 
 It is a matrix product in disguise: output channels times pixels, summed over channels and taps.
-What is its own is the edge, where taps fall outside the picture, and that rows are short: 28, 14, 7.
+Its own are the edge, where taps fall outside the picture, and rows as short as 28, 14 or 7.
 """
 
 from __future__ import annotations
