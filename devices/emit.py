@@ -257,9 +257,12 @@ class Emitter:
             total = self.both(total, self.mask_lookup(m, scope, lanes))
         return total
 
-    def mask_lookup(self, m: Mask, scope: Scope, lanes: bool) -> Value:
+    def mask_lookup(self, m: Mask, scope: Scope, lanes: bool, spots: tuple[int, ...] = ()) -> Value:
+        """A mask at the place of the scope: one bit, or a word with one bit for each lane.
+
+        `spots` moves the bit of each lane elsewhere (-1: nowhere): where a load finds its element."""
         others = [a for a in m.axes if a not in scope.lane]
-        key = ("mask", m.axes, m.key, scope.unit if lanes else 0,
+        key = ("mask", m.axes, m.key, spots, scope.unit if lanes else 0,
                tuple(scope.coords.get(a, 0) for a in others))
         if key in scope.memo:
             return scope.memo[key]
@@ -287,9 +290,11 @@ class Emitter:
             units = -(-grid.shape[1] // w)
             padded = np.zeros((grid.shape[0], units * w), np.int64)
             padded[:, :grid.shape[1]] = grid
-            words = (padded.reshape(-1, units, w) << np.arange(w)).sum(2).reshape(-1)
+            place = np.array(spots or range(w))
+            weights = np.where(place >= 0, 1 << np.maximum(place, 0), 0)
+            words = (padded.reshape(-1, units, w) * weights).sum(2).reshape(-1)
             bits = max(8, w)
-            name = self.table((m.axes, m.key, w, axis), f"i{bits}", [int(x) for x in words])
+            name = self.table((m.axes, m.key, w, axis, spots), f"i{bits}", [int(x) for x in words])
             block = scope.at[axis]
             if block.offset % w or scope.coords.get(axis):
                 raise Miss("a mask is not aligned with the lanes")
@@ -471,7 +476,8 @@ class Emitter:
             mask = self.both(mask, self.tail(scope))
             return self.from_memory(self.vector_load(access, self.pointer(access, scope), w, mask, kind),
                                     access.dtype, w)
-        elif mask is None and high - low < 2 * w - (n < w):
+        elif high - low < 2 * w - (n < w) and high > low and len(set(offsets)) == n and (
+                mask is None or len(scope.lane) == 1) or mask is None and high - low < 2 * w - (n < w):
             return self.shuffled(access, scope, offsets, low, high)
         mask = self.widen(self.both(mask, self.tail(scope)) or Value("true", dtypes.bool), w)
         at = self.pointer(access, scope)
@@ -490,6 +496,12 @@ class Emitter:
             n = min(w, span - first)
             mask = None if n == w else Value(
                 "<" + ", ".join(f"i1 {'true' if i < n else 'false'}" for i in range(w)) + ">", dtypes.bool, w)
+            spots = tuple(o - low - first if 0 <= o - low - first < w else -1 for o in offsets)
+            spots += (-1,) * (w - len(offsets))
+            for m in access.masks:  # a lane's bit goes to where its element lies
+                lanes = any(a in m.axes for a in scope.lane)
+                if lanes or not (m.implied and self.inside):
+                    mask = self.both(mask, self.mask_lookup(m, scope, lanes, spots if lanes else ()))
             parts.append(self.vector_load(access, self.pointer(access, scope, low + first), w, mask, kind))
         # lanes past the end are zero: from the empty half, or from a lane that was masked off
         other = parts[1] if len(parts) > 1 else "zeroinitializer"
@@ -718,8 +730,8 @@ class Emitter:
         self.inside = True
         sums = {a.name for a in self.nest.axes if not a.out}
         closed: Value | None = None
-        for m in self.nest.domain:  # gates that only the outputs decide: all of the sum, or nothing
-            if not any(a in m.axes for a in scope.lane) and not sums & set(m.axes):
+        for whole in self.nest.domain:  # gates that only the outputs decide: all of the sum, or nothing
+            if (m := project(whole, scope.lane)) is not None and not sums & set(m.axes):
                 if any(scope.at[a].count != 1 for a in m.axes):
                     raise Miss("a gate varies inside the tile")
                 closed = self.both(closed, self.mask_lookup(m, scope, False))
@@ -776,9 +788,8 @@ class Emitter:
 
     def bounded(self, axis: str, size: int, scope: Scope, body: Callable[[str], None]) -> None:
         """One reduction loop, over the points that the domain leaves for the loops outside it."""
-        mine = [m for m in self.nest.domain if axis in m.axes
-                and not any(a in m.axes for a in self.plan.lane)
-                and all(a == axis or a in scope.at for a in m.axes)]
+        mine = [p for m in self.nest.domain if (p := project(m, self.plan.lane)) is not None
+                and axis in p.axes and all(a == axis or a in scope.at for a in p.axes)]
         if not mine:
             return self.loop("0", str(size), 1, body, guard=False)
         low, high = "0", str(size)
@@ -975,11 +986,28 @@ def sf_to_u64(src: DType, dst: DType) -> bool:
     return dtypes.is_float(src) and dst is dtypes.uint64
 
 
+def project(m: Mask, lane: tuple[str, ...]) -> Mask | None:
+    """The mask without its lane axes: where at least one lane is valid. None if that is everywhere."""
+    drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
+    if not drop:
+        return m
+    table = m.table.any(drop)
+    return None if table.all() else Mask.of([a for a in m.axes if a not in lane], np.ascontiguousarray(table))
+
+
 def zero_where(node: Node, mask: Mask) -> bool:
-    """Is the value zero in every lane that the mask forbids, thanks to a masked load?"""
+    """Is the value zero in every lane that the mask forbids, thanks to a masked load?
+
+    A product is, if no factor divides there: the reciprocal of a masked load is infinite, and 0
+    times that is NaN. Then the sum itself has to be masked."""
     if node.op == "load":
         return any(m.axes == mask.axes and not (m.table & ~mask.table).any() for m in node.arg.masks)
-    return node.op in ("mul", "cast") and any(zero_where(s, mask) for s in node.src)
+    if node.op == "mul":
+        return any(zero_where(s, mask) for s in node.src) and not any(n.op in DIVIDES for n in node.walk())
+    return node.op == "cast" and zero_where(node.src[0], mask)
+
+
+DIVIDES = {"reciprocal", "fdiv", "log2", "pow"}  # what makes infinity of a zero
 
 
 def memory(dtype: DType) -> str:

@@ -274,6 +274,13 @@ def _cross_entropy(x, labels):
     return -np.take_along_axis(logp, labels[:, None].astype(np.int64), 1).mean()
 
 
+def _bitcast(x, dtype):
+    """The same bits as an integer type of the same width."""
+    if x.dtype.kind == "f":  # the reference keeps every float in 64 bits
+        x = x.astype(f"float{8 * np.dtype(dtype).itemsize}")
+    return x.view(dtype)
+
+
 def _round(x):
     return np.round(x)  # half to even, as tinygrad does
 
@@ -429,7 +436,7 @@ MOVEMENT = {
     "masked_fill": _moves("{y}.masked_fill({x}, {0})",
                           lambda x, y, value: np.where(x, np.array(value, y.dtype), y), _second),
     "cast": Op("{x}.cast({0})", lambda x, dtype: x, _argument),
-    "bitcast": _moves("{x}.bitcast({0})", lambda x, dtype: x.view(dtype), _argument),
+    "bitcast": _moves("{x}.bitcast({0})", _bitcast, _argument),
 }
 REDUCE = {
     "sum": Op("{x}.sum({0}, keepdim={1})",
@@ -1061,6 +1068,8 @@ class Builder:
             key = self.positive(key)
             if (self.values[key].data <= 0).any():
                 return key
+        if dtype == "float64" and op == "erf":
+            op = "tanh"  # tinygrad computes erf to seven digits, whatever the type
         if dtype in FP8 and op in ("erf", "atan", "gelu", "softplus", "sin", "cos"):
             op = "relu"  # chains of many roundings say little in eight bits
         args: tuple[Any, ...] = ()
@@ -1111,6 +1120,15 @@ class Builder:
                     data.max() >= min(info.max, 2**53):
                 return key
         return key if to == self.dtype(key) else self.apply("cast", [key], to)
+
+    def bitcast(self, key: Any) -> Any:
+        """To the integer of the same width; of floats only inputs, which are exact."""
+        width = np.dtype(storable(self.dtype(key))).itemsize * 8
+        if self.dtype(key) == "bool" or is_float(self.dtype(key)) and (
+                key[0] != "x" or self.dtype(key) not in ("float16", "float32", "float64")):
+            return key
+        to = self.rng.choice((f"int{width}", f"uint{width}"))
+        return key if to == self.dtype(key) else self.apply("bitcast", [key], to)
 
     def where(self, key: Any) -> Any:
         test = self.compare(key) if self.dtype(key) != "bool" else key
@@ -1221,6 +1239,8 @@ def _elementwise(b: Builder) -> None:
     dtype = b.any_type() if b.rng.random() < 0.93 else b.rng.choice(FP8)
     kind = "wide" if dtype in INTS and b.rng.random() < 0.4 else "small"
     key = b.input(b.some_shape(), dtype, kind)
+    if b.rng.random() < 0.06 and dtype not in FP8:
+        key = b.bitcast(key)
     steps = b.rng.randint(2, 3 if dtype in FP8 else 7)
     for _ in range(steps):
         actions = [b.unary, b.unary, b.binary, b.binary, b.where]
@@ -1232,7 +1252,7 @@ def _elementwise(b: Builder) -> None:
 
 
 def _reduce(b: Builder) -> None:
-    dtype = b.rng.choice(FLOATS + INTS + ("bool",) + ("float32",) * 8)
+    dtype = b.rng.choice(FLOATS + INTS + ("bool",) * 2 + ("float32",) * 8)
     kind = "wide" if dtype in INTS and b.rng.random() < 0.3 else "small"
     shape = b.some_shape(1, 4)
     if b.rng.random() < 0.3:  # a long axis, to be split over lanes, unrolls and threads
