@@ -29,7 +29,7 @@ import tinygrad.mixin.gradient as tg_gradient
 import tinygrad.schedule as tg_schedule
 import tinygrad.tensor as tg_tensor
 from tinygrad.helpers import SCACHE
-from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp
+from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UOpMetaClass
 
 from tgx import codec, model, settings
 from tgx.adapter import boundaries, compat, names, steps
@@ -179,7 +179,11 @@ class Session:
             self.out.close()
 
     def _mark_what_exists(self) -> None:
-        """What was built before the trace began comes from no line of it."""
+        """What was built before the trace began comes from no line of it; the marks that an earlier
+        trace left on what is still alive are numbers of that trace's own."""
+        for alive in list(UOpMetaClass.ucache.values()):
+            if (old := alive()) is not None:
+                old.__dict__.pop(MARK, None)
         unknown = self.marker.origins.unknown
         for ref in list(tg_tensor.all_tensors):
             tensor = ref()

@@ -98,9 +98,8 @@ def graph_launch() -> Timing:
     return timed(lambda: step(x), IN_GRAPH, runs=50)
 
 
-def copy() -> Timing:
-    """An array of 256 MiB, several times the caches of most machines."""
-    size = 256 * MIB // 4
+def copy(size: int = 64 * MIB) -> Timing:
+    """An array of so many floats: 256 MiB, several times the caches of most machines."""
 
     @TinyJit
     def step(x: Tensor) -> Tensor:
@@ -128,13 +127,13 @@ done:
 """
 
 
-def latency() -> Timing:
+def latency(lines: int = 2 * MIB, steps: int = 1 << 18) -> Timing:
     """One long cycle through memory in random order: no load can begin before the last has ended.
 
     tinygrad makes a kernel of every such load, so this walk is written by hand: `i = table[i]`, on
     one CPU thread, through 128 MiB with one place for each cache line.
     """
-    lines, words, steps = 128 * MIB // 64, 8, 1 << 18
+    words = 8  # of 8 bytes to a cache line
     order = np.random.default_rng(0).permutation(lines)
     table = np.zeros((lines, words), np.int64)
     table[order, 0] = np.roll(order, -1) * words
@@ -164,9 +163,8 @@ def llvm_engine(ir: str) -> Any:
     return engine
 
 
-def fma() -> Timing:
+def fma(n: int = 1024) -> Timing:
     """A product of two matrices: what multiply-adds a tinygrad program gets out of the device."""
-    n = 1024
 
     @TinyJit
     def step(a: Tensor, b: Tensor) -> Tensor:

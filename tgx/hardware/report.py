@@ -178,7 +178,7 @@ def table(step: Step) -> list[tuple[str, ...]]:
     measured = step.measured_us
     rows.append(
         (
-            f"{len(step.rows)} launches", "", "", "", "", "", "", "",
+            f"{len(step.rows)} launch" + "es" * (len(step.rows) != 1), "", "", "", "", "", "", "",
             scaled(step.total("ops")), scaled(step.total("bytes")),
             f"{step.total('lower_us'):.1f}", "", f"{step.total('model_us'):.0f}",
             f"{step.total('model_low_us'):.0f}-{step.total('model_high_us'):.0f}", "",
