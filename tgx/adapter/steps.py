@@ -177,10 +177,10 @@ def _watch_opts(facts: _Facts) -> Iterator[None]:
         tg_codegen.apply_opts = plain
 
 
-def compile_kernel(folder: str, level: str, task: tuple[int, tuple[UOp, Any], dict[str, Any]]
+def compile_kernel(folder: str, level: str, x: tuple[int, tuple[UOp, Any], dict[str, Any]]
                    ) -> tuple[int, UOp]:
     """tinygrad's `_compile_kernel`, observed. Runs in a worker process, or in this one."""
-    number, (ast, renderer), context = task
+    number, (ast, renderer), context = x
     with Context(**context):
         program, fragment = observed(ast, renderer, level)
     if _receive is not None:

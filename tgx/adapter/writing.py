@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tinygrad.helpers import ansistrip, to_tuple
+from tinygrad.helpers import ansistrip, size_to_str, to_tuple
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from tgx import codec, model
@@ -405,7 +405,8 @@ class _Build:
             tuple(self.recorder.origin(i) for i in ids), tuple(dict.fromkeys(reads)),
             tuple(dict.fromkeys(writes)), ast)
         if kind == "copy":
-            kernel = replace(kernel, bytes=2 * self.buffers[writes[0]].nbytes, flops=0)
+            kernel = replace(kernel, bytes=2 * self.buffers[writes[0]].nbytes, flops=0,
+                             tinygrad_name=_copy_name(call, self.buffers[writes[0]].nbytes))
         self.kernels.append(kernel)
         self.records.append(records)
         self.recorder.kernels[number] = kernel
@@ -722,6 +723,14 @@ class _Build:
 
 
 # **** helpers ****
+
+
+def _copy_name(call: UOp | None, nbytes: int) -> str:
+    """A copy's name as DEBUG=2 prints it."""
+    if call is None or len(call.src) < 3:
+        return "copy"
+    into, out = (", ".join(d[:7] for d in to_tuple(a.device)) for a in call.src[1:3])
+    return f"copy {size_to_str(nbytes):>10}, {into:>7s} <- {out:7s}".strip()
 
 
 def _shape(node: UOp) -> str:
