@@ -650,8 +650,11 @@ class Builder:
             if gi in bent and inside:  # the fit holds on the domain only: do not load elsewhere
                 table &= group.valid
             mask = self.mask(group, table, inside)
-            # a gate of the whole sum is no business of a load that is safe without it
-            if not table.all() and not (mask.implied and inbounds):
+            if mask.implied:
+                # A gate of the whole sum is no business of a load that is safe without it. And for
+                # its safety only the axes count that move it.
+                mask = narrowed(mask, {self.names[a] for a, c in coefs.items() if c})
+            if not mask.table.all() and not (mask.implied and inbounds):
                 masks.append(mask)
         return Access(buf.arg.slot, buf.dtype, int(buf.max_numel()),
                       Affine.of(const, {self.names[a]: c for a, c in coefs.items()}), tuple(masks))
@@ -718,6 +721,13 @@ class Builder:
                     n.arg.index != store.index or self.red is not None):
                 raise Miss("reads the buffer it writes")
         return nest
+
+
+def narrowed(mask: Mask, axes: set[str]) -> Mask:
+    """The mask over some of its axes: true where it holds for some point of the others."""
+    drop = tuple(i for i, a in enumerate(mask.axes) if a not in axes)
+    table = np.ascontiguousarray(mask.table.any(drop)) if drop else mask.table
+    return Mask.of([a for a in mask.axes if a in axes], table, mask.implied)
 
 
 def strong(u: UOp) -> DType:

@@ -232,6 +232,16 @@ def dependence(nest: Nest) -> dict[Node, frozenset[str]]:
     return out
 
 
+def bounds(nest: Nest, lane: tuple[str, ...]) -> set[str]:
+    """Axes whose loops have bounds that depend on other loops."""
+    out: set[str] = set()
+    for m in nest.domain:
+        drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
+        if not (m.table.any(drop) if drop else m.table).all():
+            out |= set(m.axes) - set(lane)
+    return out
+
+
 def body_of(nest: Nest) -> Node:
     red = nest.reduction
     return red.src[0] if red is not None else nest.value
@@ -305,13 +315,13 @@ class Model:
                     if any(c % self.width for a, c in n.arg.index.terms if a not in lane):
                         cost *= 1.7  # not aligned: half of the loads or more cross a cache line
                     if any(a in m.axes for m in n.arg.masks for a in lane):
-                        cost = cost + 0.3 if cost <= 2 else 1.5 * self.width
+                        cost += 0.3
                 out.append(Operand(n.arg, self.deps[n], vector, cost))
         return out
 
     def tile_axes(self, lane: tuple[str, ...]) -> list[Axis]:
         """Output axes that may be held in registers: not those that a loop bound depends on."""
-        bound = {a for m in self.nest.domain if not any(x in m.axes for x in lane) for a in m.axes}
+        bound = bounds(self.nest, lane)
         return [a for a in self.outs if a.name not in lane and a.name not in bound and a.size > 1]
 
     def inner(self, lane: tuple[str, ...], vectors: int, tile: dict[str, int],
@@ -323,6 +333,10 @@ class Model:
         for o in operands:
             copies = math.prod(n for a, n in tile.items() if a in o.axes) * (vectors if o.vector else 1)
             loads += copies * o.cost
+            rows = math.prod(n for a, n in tile.items() if o.access.index[a])
+            steps = [abs(o.access.index[a.name]) for a in self.sums if o.access.index[a.name] and a.name not in lane]
+            if steps and min(steps) * o.access.dtype.itemsize >= 1024:
+                loads += 1.5 * rows  # every step of the sum is a new page, or nearly
             if o.vector:
                 vec_copies += copies
         work = 0.0
@@ -513,7 +527,7 @@ def search(model: Model, lane: tuple[str, ...]) -> Iterator[Candidate]:
         return
     operands = model.operands(lane)
     lane_size = math.prod(nest.size(a) for a in lane)
-    bound = {a for m in nest.domain if lane[0] not in m.axes for a in m.axes}
+    bound = bounds(nest, lane)
     sums = tuple(a.name for a in sorted(  # bounded loops outside, then the long strides
         model.sums, key=lambda a: (a.name == lane[0], a.name not in bound,
                                    -min([abs(o.access.index[a.name]) for o in operands
@@ -557,7 +571,7 @@ def unrolled(plan: Plan) -> tuple[str, ...]:
     size = math.prod(n for _, n in plan.tile) * plan.vectors
     size *= max(1, sum(1 for n in body_of(plan.nest).walk() if n.op not in ("load", "const")))
     out: list[str] = []
-    bound = {a for m in plan.nest.domain if plan.lane[0] not in m.axes for a in m.axes}
+    bound = bounds(plan.nest, plan.lane)
     for s in reversed(plan.sums):
         n = plan.nest.size(s)
         if s in plan.lane or s in bound or size * n > 100:
