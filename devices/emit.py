@@ -1068,6 +1068,43 @@ def _reciprocal(e: Emitter, node: Node, args: list[Value]) -> str:
     return e.let(f"fdiv {a.type} {splat_literal(TYPES[a.dtype], a.lanes, literal(1.0, a.dtype))}, {a.name}")
 
 
+EXP2 = (0.1535920892e-3, 0.1339262701e-2, 0.9618384764e-2, 0.5550347269e-1, 0.2402264476, 0.6931471825, 1.0)
+
+
+def _exp2(e: Emitter, node: Node, args: list[Value]) -> str:
+    """2**x for floats: 2**n times a polynomial in x - n, |x - n| <= 1/2 (as tinygrad's xexp2, branch-free).
+
+    Adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits; 2**n is put together in
+    two halves, so that denormals and infinities come out by themselves."""
+    x = args[0]
+    n, bits = x.lanes, vector("i32", x.lanes)
+
+    def const(number: float) -> Value:
+        return Value(splat_literal("float", n, literal(number, dtypes.float32)), dtypes.float32, n)
+
+    def word(number: int) -> str:
+        return splat_literal("i32", n, str(number))
+
+    def ints(op: str, a: str, b: str) -> str:
+        return e.let(f"{op} {bits} {a}, {b}")
+    test = vector("i1", n)
+    low, high, magic = const(-152.0), const(129.0), const(12582912.0)
+    x = Value(e.let(f"select {test} {e.let(f'fcmp olt {x}, {low.name}')}, {low}, {x}"), x.dtype, n)
+    x = Value(e.let(f"select {test} {e.let(f'fcmp ogt {x}, {high.name}')}, {high}, {x}"), x.dtype, n)
+    big = Value(e.let(f"fadd {x}, {magic.name}"), x.dtype, n)
+    whole = e.let(f"fsub {big}, {magic.name}")
+    f = Value(e.let(f"fsub {x}, {whole}"), x.dtype, n)
+    poly = const(EXP2[0])
+    for c in EXP2[1:]:
+        poly = Value(e.fma(poly, f, const(c)), x.dtype, n)
+    power = ints("sub", e.let(f"bitcast {big} to {bits}"), word(0x4B400000))
+    half = ints("ashr", power, word(1))
+    for part in (half, ints("sub", power, half)):
+        scale = e.let(f"bitcast {bits} {ints('shl', ints('add', part, word(127)), word(23))} to {x.type}")
+        poly = Value(e.let(f"fmul {poly}, {scale}"), x.dtype, n)
+    return poly.name
+
+
 def _neg(e: Emitter, node: Node, args: list[Value]) -> str:
     a = args[0]
     if dtypes.is_float(a.dtype):
@@ -1109,7 +1146,7 @@ OPS: dict[str, Callable[[Emitter, Node, list[Value]], str]] = {
     "shl": _binary("", "shl"), "shr": _binary("", "ashr", "lshr"),
     "cmplt": _binary("fcmp olt", "icmp slt", "icmp ult"), "cmpne": _binary("fcmp une", "icmp ne"),
     "cmpeq": _binary("fcmp oeq", "icmp eq"), "max": _max, "reciprocal": _reciprocal, "neg": _neg,
-    "sqrt": _call("sqrt"), "trunc": _call("trunc"), "mulacc": _mulacc,
+    "sqrt": _call("sqrt"), "exp2": _exp2, "trunc": _call("trunc"), "mulacc": _mulacc,
 }
 
 

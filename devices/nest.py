@@ -24,9 +24,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from tinygrad.codegen.decomp.transcendental import get_transcendental_patterns
+from tinygrad.codegen.decomp.transcendental import get_transcendental_patterns, xexp2
 from tinygrad.dtype import AddrSpace, DType, dtypes
-from tinygrad.uop.ops import AxisType, GroupOp, Ops, UOp, graph_rewrite
+from tinygrad.uop.ops import AxisType, GroupOp, Ops, PatternMatcher, UOp, UPat, graph_rewrite
 
 POINTS = 1 << 19  # most points one group of tied ranges may have
 DTYPES = {dtypes.bool, dtypes.int8, dtypes.int16, dtypes.int32, dtypes.int64, dtypes.uint8,
@@ -700,8 +700,12 @@ class Builder:
                 return Node("mul", dtype, (Node("cast", dtype, (a,)), Node("cast", dtype, (b,))))
             src = self.node(u.src[0], inside, strong(u.src[0]) if u.src[0].dtype in dtypes.weaks else None)
             return src if src.dtype == dtype else Node(u.op.name.lower(), dtype, (src,))
-        if u.op in GroupOp.ALU and u.op not in (Ops.THREEFRY, Ops.POW, Ops.EXP2, Ops.LOG2, Ops.SIN):
-            if u.op in (Ops.RECIPROCAL, Ops.SQRT) and u.src[0].dtype != dtype:  # of an integer
+        if u.op in GroupOp.ALU and u.op not in (Ops.THREEFRY, Ops.POW, Ops.LOG2, Ops.SIN):
+            if u.op is Ops.EXP2 and dtype is not dtypes.float32:  # of a half: in float
+                src = self.node(u.src[0], inside, strong(u.src[0]))
+                return Node("cast", dtype, (Node("exp2", dtypes.float32, (
+                    Node("cast", dtypes.float32, (src,)),)),))
+            if u.op in (Ops.RECIPROCAL, Ops.SQRT, Ops.EXP2) and u.src[0].dtype != dtype:  # of an integer
                 return Node(u.op.name.lower(), dtype, (Node("cast", dtype, (self.node(
                     u.src[0], inside, strong(u.src[0])),)),))
             kinds = [s.dtype for s in u.src if s.dtype not in dtypes.weaks]
@@ -715,10 +719,14 @@ class Builder:
         if value.dtype != store.dtype:
             raise Miss(f"stores {value.dtype.name} to a buffer of {store.dtype.name}")
         domain = tuple(self.mask(g, g.valid, False) for g in self.groups if not g.valid.all())
-        nest = Nest(self.axes, store, value, domain)
+        axes = self.axes
+        if not any(a.out for a in axes):  # one number: a loop of one step, so that there is one
+            axes = (Axis("o0", 1, True), *axes)
+            store = replace(store, index=Affine.of(store.index.const, {"o0": 1}))
+        nest = Nest(axes, store, value, domain)
         for n in value.walk():
             if n.op == "load" and n.arg.slot == store.slot and (
-                    n.arg.index != store.index or self.red is not None):
+                    (n.arg.index != store.index and self.names) or self.red is not None):
                 raise Miss("reads the buffer it writes")
         return nest
 
@@ -768,13 +776,18 @@ def kernel_of(ast: UOp) -> Kernel:
     return Kernel(store.src[0], store.src[1], tuple(outs))
 
 
+# log2, sin and double's exp2 become polynomials: ordinary arithmetic, so vectors of any width.
+# float's exp2, which softmax and GELU lean on, has a shorter one of its own (emit.py).
+polynomials = get_transcendental_patterns((Ops.SQRT, Ops.EXP2), False) + PatternMatcher([
+    (UPat(Ops.EXP2, dtype=dtypes.float64, src=(UPat.var("d"),)), xexp2),
+])
+
+
 def recover(ast: UOp) -> Nest:
     """The Nest of a kernel's AST. Raises Miss, with the reason, for what it cannot prove."""
     kernel = simplify(kernel_of(ast))
     if any(x.op in (Ops.EXP2, Ops.LOG2, Ops.SIN) for x in kernel.value.toposort()):
-        # exp2, log2 and sin as polynomials: ordinary arithmetic, so vectors of any width
-        kernel = replace(kernel, value=graph_rewrite(
-            kernel.value, get_transcendental_patterns((Ops.SQRT,), True), name="polynomials"))
+        kernel = replace(kernel, value=graph_rewrite(kernel.value, polynomials, name="polynomials"))
     for _ in range(8):
         try:
             return Builder(kernel).nest()
