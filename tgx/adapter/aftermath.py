@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tinygrad.uop.ops import UOp
 
 from tgx import model
 from tgx.adapter import panes, steps
@@ -27,6 +29,8 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
     for number, prg in recorder.program_uops.items():
         record = recorder.program_records[number]
         fragment = seen.get(prg.key.hex())
+        if fragment is None:
+            fragment = _again(recorder, session, number, prg)
         if fragment is not None:
             known = fragment.programs[0]
             record = replace(record, opts=known.opts, loops=known.loops, sources=known.sources,
@@ -50,6 +54,20 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
     return missing
 
 
+def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model.Trace | None:
+    """A program that came out of tinygrad's cache: compiled once more, to see how."""
+    from tinygrad import Device
+
+    kernel = next((k for k in recorder.kernels.values() if k.program == number), None)
+    if kernel is None or kernel.id not in recorder.asts:
+        return None
+    try:
+        renderer = Device[kernel.device.split(",")[0]].renderer
+        return steps.again(recorder.asts[kernel.id], renderer, prg, session.level)
+    except Exception:  # a device that compiles only for itself, a kernel with its own options
+        return None
+
+
 MOST_PANES = 12
 
 
@@ -62,5 +80,3 @@ def _slowest(recorder: Recorder, session: Session) -> set[int]:
             total[program] = total.get(program, 0.0) + sum(times)
     return set(sorted(total, key=lambda p: -total[p])[:MOST_PANES])
 
-
-__all__ = ["Any", "complete", "model"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,9 @@ REASONS: dict[str, Reason] = {
         "Call the function without precompile.",
     ),
 }  # fmt: skip
+
+OPAQUE = {"copy", "copy-source", "custom-kernel", "custom-output", "devices", "precompiled"}
+"""Reasons whose reader is no kernel of tinygrad's: nothing could be fused into it, so there is no proof."""
 
 KEPT: dict[str, tuple[str, str]] = {
     "always": ("", ""),
@@ -305,8 +309,8 @@ def _place(path: str, line: int, function: str) -> str:
 
 def _function(text: str) -> str:
     """The rewriter's name in a rule's line, "" for a lambda."""
-    last = text.strip().rstrip("),").rpartition(" ")[2]
-    return last if last.isidentifier() else ""
+    found = re.search(r", (\w+)[)\],]*$", text.strip())
+    return found[1] if found else ""
 
 
 def _ends_in_reduce(node: UOp) -> bool:
@@ -407,6 +411,9 @@ def drop(src: UOp, buf: UOp, idx: UOp) -> UOp:
 _plain_pm = rangeify.pm_remove_bufferize
 _watched_pm = PatternMatcher(
     [(p, remove_bufferize if f is _plain_remove else f) for p, f in _plain_pm.patterns])
+# the same rule alone, for a replay that reverses a decision made after tinygrad has applied it
+pm_reverse = PatternMatcher(
+    [(p, remove_bufferize) for p, f in _plain_pm.patterns if f is _plain_remove])
 
 
 @contextmanager

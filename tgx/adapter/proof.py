@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tinygrad.schedule as tg_schedule
 from tinygrad.schedule import rangeify
-from tinygrad.uop.ops import Ops, PatternMatcher, UOp
+from tinygrad.uop.ops import Ops, PatternMatcher, UOp, graph_rewrite
 
 from tgx.adapter import boundaries
 from tgx.adapter.boundaries import Decision, Decisions
@@ -92,7 +92,11 @@ def kernels_of(template: Template, without: Decision | int | None = None) -> int
     if isinstance(without, int):
         decisions.always = [template.decisions[i] for i in sorted(stored)
                             if "run_rangeify" in template.decisions[i].rule]
-    with following(follow), boundaries.deciding(decisions), _lenient(decisions, dropped):
+    if dropped is not None and "_limit_bufs" in dropped[1]:
+        # made by the last pass that makes any: taken out right after it
+        follow.after["limit buffers"] = lambda sink: graph_rewrite(
+            sink, boundaries.pm_reverse, name="reverse a decision")
+    with following(follow), boundaries.deciding(decisions), _lenient(decisions):
         linear = tg_schedule.create_schedule(rangeify.get_kernel_graph(root))
     return len(linear.src)
 
@@ -110,10 +114,9 @@ def _not_stored(root: UOp, store: UOp) -> UOp:
 
 
 @contextmanager
-def _lenient(decisions: Decisions, dropped: Identity | None) -> Iterator[None]:
-    """A replay may read what it overwrites; one that leaves out a buffer the limit asked for has it
-    taken out again right after the limit was applied."""
-    before = rangeify.to_define_global, rangeify.run_rangeify, rangeify.pm_limit_bufs
+def _lenient(decisions: Decisions) -> Iterator[None]:
+    """A replay may read what it overwrites; and `Decisions` has to see the graph it decides on."""
+    before = rangeify.to_define_global, rangeify.run_rangeify
     rangeify.to_define_global = PatternMatcher(
         [(p, f) for p, f in before[0].patterns if f is not rangeify.find_bufs])
 
@@ -125,4 +128,4 @@ def _lenient(decisions: Decisions, dropped: Identity | None) -> Iterator[None]:
     try:
         yield
     finally:
-        rangeify.to_define_global, rangeify.run_rangeify, rangeify.pm_limit_bufs = before
+        rangeify.to_define_global, rangeify.run_rangeify = before

@@ -60,6 +60,7 @@ class Follow:
         self.carried: list[dict[UOp, Any]] = [self.stages, self.calls]
         self.split: tuple[UOp, dict[UOp, Tokens]] | None = None
         self.recorder = recorder
+        self.after: dict[str, Callable[[UOp], UOp]] = {}  # name of a pass -> what follows it
         self.watch: Callable[[UOp, UOp, list[UOp], Any, Any], None] | None = None
 
     def get(self, node: UOp) -> Tokens | None:
@@ -224,7 +225,8 @@ class FollowedRewrite(RewriteContext):
                 self.follow.split = result, self.follow.layers.pop()
             if self.recorded is not None:
                 self.follow.recorder.finish(self.recorded, root, result)
-        return result
+        then = self.follow.after.get(self.name)
+        return result if then is None else then(result)
 
 
 _plain_rebuild = uops._rebuild_dtype

@@ -236,6 +236,33 @@ def observed(ast: UOp, renderer: Any, level: str,
     return program, replace(fragment, programs=(record,))
 
 
+class _Enough(Exception):
+    """All that a replay wanted to see has been seen."""
+
+
+def again(ast: UOp, renderer: Any, program: UOp, level: str) -> model.Trace:
+    """A kernel that was compiled before the recording began, looked at afterwards."""
+    if level == "full":
+        return observed(ast, renderer, level, tg_codegen.do_to_program)[1]
+    facts = _Facts()
+    plain = tg_codegen.apply_opts
+
+    def apply_opts(ast: UOp, ren: Any, beam: int = 0) -> UOp:
+        facts.before_opts, facts.renderer = ast, ren
+        raise _Enough
+
+    tg_codegen.apply_opts = apply_opts
+    try:
+        tg_codegen.full_rewrite_to_sink(ast, renderer)
+    except _Enough:
+        pass
+    finally:
+        tg_codegen.apply_opts = plain
+    opts, final = _loops(facts, program)
+    return model.Trace(programs=(model.Program(0, "", key=program.key.hex(), opts=opts,
+                                               loops=final),))
+
+
 def _loops(facts: _Facts, program: UOp) -> tuple[tuple[model.Opt, ...], tuple[model.Loop, ...]]:
     if facts.before_opts is None:
         return (), ()

@@ -13,7 +13,7 @@ from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from tgx import codec, model
 from tgx.adapter import names
-from tgx.adapter.boundaries import KEPT, REASONS, Decision
+from tgx.adapter.boundaries import KEPT, OPAQUE, REASONS, Decision
 from tgx.adapter.origins import Marks, OriginRecord, Origins, Place
 from tgx.adapter.provenance import COMPUTING, SHARED, Tokens, data_nodes
 
@@ -282,7 +282,7 @@ class Recorder:
         if number is None:
             number = self.programs[prg.key] = len(self.programs)
             self.program_uops[number] = prg
-            uops = self.graph("uops", prg.arg.name, [*closed(linear.src)])
+            uops = self.graph("uops", ansistrip(prg.arg.name), [*closed(linear.src)])
             source = prg.src[2].arg if len(prg.src) > 2 else ""
             estimates = getattr(sink.arg, "estimates", None)
 
@@ -371,7 +371,7 @@ class _Build:
         ast_nodes = list(tk.ast.toposort())
         marks = self._marks(tk, ast_nodes, low)
         ids = list(dict.fromkeys(m for m in marks))
-        for vague in ("unknown", "tensor"):  # says less than any other origin
+        for vague in ("unknown", "tensor", "empty"):  # says less than any other origin
             ids = [m for m in ids if self.origins.records[m].op != vague] or ids
         ids = ids or [self.asked]
         records = [self.origins.records[m] for m in ids]
@@ -620,7 +620,7 @@ class _Build:
             rule = f"{rule}; kept by {decision.kept_rule}"
         self._add(reason, kernel, readers, number, rule, words, kept, fuse,
                   decision.value if low is self.outer else ())
-        if reason != "copy":
+        if reason not in OPAQUE:
             self.recorder.proofs[self.boundaries[-1].id] = (
                 low.template, "stage", low.template.decisions.index(decision))
 
@@ -635,21 +635,25 @@ class _Build:
         if reason == "contiguous":
             stored = [m for m in value if "contiguous" in self.origins.records[m].via]
             own = next((m for m in stored if self._users_own(m)), None)
-            if own is None or self.origins.records[own].phase == "data":
-                reason = "realize"
-            else:
+            if own is not None:
                 value = (own,)
-        asked = self._asked(value) if reason == "contiguous" else (
+            elif stored and self.origins.records[stored[0]].phase != "data":
+                reason, value = "library-contiguous", (stored[0],)
+            else:
+                reason = "realize"
+        asked = self._asked(value) if "contiguous" in reason else (
             self.recorder.place_text(self.asked) or "the end")
         words = {"value": self._describe(kernel.origins[-1:], reason), "asked": asked,
                  "target": self.buffers[number].name or "a tensor", "readers": "", "via": "",
-                 "count": "", "method": "", "device": kernel.device}  # fmt: skip
+                 "count": "", "method": self.origins.records[value[0]].op if value else "",
+                 "device": kernel.device}  # fmt: skip
         rules = {"realize": "tensor.py realize", "assign": "tensor.py assign",
                  "contiguous": "tensor.py replace_contig_with_store_after",
+                 "library-contiguous": "tensor.py replace_contig_with_store_after",
                  "copy": "schedule/rangeify.py convert_copy_to_store"}
         self._add(reason, kernel, readers, number, rules.get(reason, ""), words, "", "",
                   (store,) if store >= 0 else ())
-        if readers and store >= 0 and reason not in ("copy", "custom-output"):
+        if readers and store >= 0 and reason not in OPAQUE:
             self.recorder.proofs[self.boundaries[-1].id] = (self.outer.template, "output", store)
 
     def _store_of(self, slot: int) -> tuple[str, int]:
