@@ -54,8 +54,7 @@ def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _run("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=checkout)
     (archive,) = folder.glob("*.tar.gz")
     unpacked = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(archive) as tar:
-        tar.extractall(unpacked, filter="data")
+    shutil.unpack_archive(archive, unpacked)
     (source,) = unpacked.iterdir()
     _run("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=source)
     return folder
