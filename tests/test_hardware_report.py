@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
+from xml.etree import ElementTree
 
 import pytest
 
 from tgx.errors import BadInput
-from tgx.hardware import measure, profiles, report
+from tgx.hardware import measure, picture, profiles, report
 from tgx.hardware.kernel import Chain, Copy, GpuKernel, Work
 from tgx.hardware.measure import Timing
 from tgx.hardware.report import Report
@@ -92,6 +94,44 @@ def test_a_measured_total_needs_every_row(predicted: Report) -> None:
 )  # fmt: skip
 def test_numbers_are_shortened(number: float, text: str) -> None:
     assert report.scaled(number) == text
+
+
+# ---- the picture ----
+
+
+def test_the_roofs_are_the_boards() -> None:
+    dram, l2, flat = picture.roofs(MACHINE)
+    assert dram.gbs == MACHINE.bandwidth and flat.gflops == pytest.approx(2 * 128 * 8 * 0.612)
+    assert l2.gbs == pytest.approx(64 * 8 * 0.612)
+    assert dram.at(2.0) == 2 * dram.gbs and flat.at(1e9) == flat.gflops
+
+
+def test_no_point_is_above_the_l2_and_the_arithmetic(predicted: Report) -> None:
+    for point in picture.points(predicted.steps[0].rows):
+        assert point.low <= point.gflops <= point.high
+        assert point.high <= picture._best(picture.roofs(MACHINE), point.intensity)
+
+
+def test_the_picture_on_the_terminal(predicted: Report) -> None:
+    lines = picture.text(MACHINE, predicted.steps[0]).splitlines()
+    assert lines[0].startswith("10^4 GFLOP/s |") and "operations a byte" in lines[15]
+    assert lines[-2:] == ["  a: layer1 + relu", "  b: layer2"]
+    body = "".join(line.partition("|")[2] for line in lines[:14])
+    assert body.count("a") == body.count("b") == 1 and "/" in body and "-" in body
+    nothing = report.step("copies", 1, [Copy("copy", 10)], MACHINE)
+    assert "/" in picture.text(MACHINE, nothing)
+
+
+def test_the_page_is_whole_and_escaped(predicted: Report) -> None:
+    kernel = replace(KERNELS[1], name="<b>&\"layer\"")
+    odd = replace(predicted, steps=(report.step("a<b", 1, [kernel, *KERNELS], MACHINE),))
+    page = picture.html(odd)
+    assert "<b>" not in page and "&lt;b&gt;" in page and "http" not in page
+    assert page == picture.html(odd)
+    (drawing,) = re.findall(r"<svg.*?</svg>", page, re.S)
+    circles = ElementTree.fromstring(drawing).findall("circle")
+    assert len(circles) == 3 and circles[0].find("title") is not None
+    assert page.count("<tr>") == 1 + 4 + 1  # heads, launches, total
 
 
 # ---- measuring ----

@@ -144,6 +144,8 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="", help="its power mode, by name (the fastest)")
     parser.add_argument("--batch", default="1,8,32", help="batch sizes for tgx_models(): 1,8,32")
     parser.add_argument("--model", default="", metavar="NAME,...", help="only these tgx_models()")
+    parser.add_argument("--roofline", action="store_true", help="draw it, under each table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="tables and rooflines as a page")
     add_json(parser)
     add_script(parser)
 
@@ -152,7 +154,7 @@ def do_profile(options: Options) -> int:
     from contextlib import redirect_stdout
 
     from tgx.errors import BadInput
-    from tgx.hardware import profiles, report
+    from tgx.hardware import picture, profiles, report
 
     if not all(word.isdecimal() and int(word) for word in options.batch.split(",")):
         raise BadInput(f"--batch {options.batch}", "sizes of at least 1: --batch 1,8,32")
@@ -171,6 +173,11 @@ def do_profile(options: Options) -> int:
     batches = [int(word) for word in options.batch.split(",")]
     models = [word for word in options.model.split(",") if word]
     result = profile(options.device, options.mode, batches, script, models)
+    if options.html:
+        try:
+            options.html.write_text(picture.html(result), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--html {options.html}: {error.strerror}", "a file to write") from None
     if options.json:
         print_json(report.to_json(result))
         return 0
@@ -178,6 +185,8 @@ def do_profile(options: Options) -> int:
     for step in result.steps:
         print(f"\n{step.name}" + (f", batch {step.batch}" if step.batch else ""))
         print_table(report.HEADS, report.table(step))
+        if options.roofline:
+            print("\n" + picture.text(result.machine, step))
     return 0
 
 
@@ -261,7 +270,7 @@ def do_bench(options: Options) -> int:
     else:
         print(f"{report['cpu']}, {report['threads']} threads")
         for contender in report["contenders"]:
-            told = contender["what"] or f"not measured: {contender['missing'] or 'no case for it'}"
+            told = contender["what"] or f"not measured: {contender['missing']}"
             print(f"  {contender['name']}: {told}")
         for title, heads, rows in tables(report):
             if rows:
@@ -409,6 +418,28 @@ def do_compare(options: Options) -> int:
     return 0
 
 
+# **************** debug ****************
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="what a run with DEBUG=2..7 printed")
+    parser.add_argument("-o", "--output", default="", metavar="DIR", help="default: LOG.trace")
+
+
+def do_debug(options: Options) -> int:
+    from tgx import codec, recording
+    from tgx.adapter import debuglog
+
+    trace = debuglog.read(options.log)
+    folder = Path(options.output or Path(options.log).stem + ".trace")
+    codec.write(trace, folder)
+    problems = recording.write_views(trace, folder)
+    print(f"{len(trace.kernels)} kernels, {len(trace.runs)} launches: {folder}")
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a script with TGX as its device (unless DEV or DEVICE says otherwise)",
@@ -435,6 +466,12 @@ COMMANDS: dict[str, Command] = {
         "tgx compare before.trace after.trace",
         add_compare,
         do_compare,
+    ),
+    "debug": Command(
+        "turn a DEBUG=2..7 log, of any machine, into a trace",
+        "tgx debug jetson.log -o jetson",
+        add_debug,
+        do_debug,
     ),
     "bench": Command(
         "TGX beside stock tinygrad, PyTorch and JAX, in one run",
