@@ -610,8 +610,12 @@ def differentiable(program: Program) -> list[int]:
 
 
 def has_gradient(program: Program) -> bool:
+    """Whether there is a gradient that is a derivative: tinygrad lets it pass through a cast of a
+    float to an integer as if nothing happened (a "straight-through" gradient)."""
     values = evaluate(program)
-    return bool(differentiable(program)) and any(
+    rounded = any(s.op == "cast" and is_float(values[s.reads[0]].dtype) and not is_float(s.args[0])
+                  for s in program.steps)
+    return not rounded and bool(differentiable(program)) and any(
         is_float(values[i].dtype) and values[i].dtype not in FP8 for i in program.outputs)
 
 
