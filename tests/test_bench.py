@@ -31,13 +31,13 @@ from tgx.errors import BadInput
 CANNED = """
 import json, sys
 step, loss, dies = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "dies"
-print(json.dumps({"ready": 1}), flush=True)
+print(json.dumps({"name": "canned"}), flush=True)
 for line in sys.stdin:
     do = json.loads(line)["do"]
     if do == "burst" and dies:
         sys.exit("out of luck")
     answers = {
-        "open": {"check": [loss, 2.0], "seconds": 1.0, "name": "canned", "resident": 2**20,
+        "open": {"check": [loss, 2.0], "seconds": 1.0, "resident": 2**20,
                  "grown": 0, "held": 512},
         "burst": {"times": [step, 3 * step, 2 * step], "cpu": 6 * step, "resident": 2**21,
                   "held": 1024},

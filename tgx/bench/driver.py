@@ -73,7 +73,7 @@ class Pace:
 
     rounds: int = 7
     seconds: float = 0.25  # of one burst
-    budget: float = 8.0  # for one contender and case; beyond it, fewer rounds (but two at least)
+    budget: float = 8.0  # for one contender and case; beyond it, fewer rounds (two, or one epoch)
     starts: int = 3
 
 
@@ -198,7 +198,7 @@ class Run:
             if not reason:
                 worker = self.workers[contender.name] = Worker(contender, self.threads)
                 try:
-                    worker.receive(120)
+                    self.names[contender.name] = worker.receive(PATIENCE)["name"]
                 except (WorkerDied, RuntimeError) as error:
                     reason = str(error)
                     worker.stop()
@@ -229,7 +229,6 @@ class Run:
             except (WorkerDied, RuntimeError) as error:
                 results[contender.name] = self.failed(contender, error)
                 continue
-            self.names[contender.name] = answer.pop("name")
             results[contender.name] = {**answer, "times": [], "cpu": 0.0}
             running.append(contender)
         for number in range(self.pace.rounds):
@@ -253,9 +252,9 @@ class Run:
     ) -> None:
         result = results[contender.name]
         spent, slowest = sum(result["times"]), max(result["times"], default=0)
-        if number >= 2 and spent + slowest > self.pace.budget:
-            return
         epoch = case.kind == "epoch"
+        if number >= (1 if epoch else 2) and spent + slowest > self.pace.budget:
+            return
         most = 1 if epoch else 5000
         warm = not epoch and slowest < self.pace.seconds and result["seconds"] < PATIENCE / 10
         how = {"seconds": self.pace.seconds, "least": 1, "most": most, "warm": warm}

@@ -1,8 +1,9 @@
 """A process that runs one framework: `python -m tgx.bench.worker SIDE --threads N`.
 
-It reads requests, one JSON object a line, and answers each with one line:
+It says who it is, {"name": "PyTorch 2.13.0"}, then reads requests, one JSON object a line, and
+answers each with one line:
 
-    {"do": "open", "case": {...}, "seed": 1}    -> {"check": [...], "seconds": s, "name": ...}
+    {"do": "open", "case": {...}, "seed": 1}    -> {"check": [...], "seconds": s, ...}
     {"do": "burst", "seconds": 0.2, "least": 1, "most": 500, "warm": true}
                                                 -> {"times": [...], "cpu": s, "held": bytes}
     {"do": "close"}                             -> {}
@@ -53,7 +54,6 @@ class Worker:
         return {
             "check": [float(x) for x in check],
             "seconds": time.perf_counter() - start,
-            "name": self.side.name(),
             "resident": resident(),
             "grown": resident() - before,
             "held": self.side.memory(),
@@ -167,7 +167,7 @@ def main() -> None:
         told = error.given if isinstance(error, TgxError) else f"{type(error).__name__}: {error}"
         print(json.dumps({"error": told}), file=answers, flush=True)
         return
-    print(json.dumps({"ready": options.side}), file=answers, flush=True)
+    print(json.dumps({"name": worker.side.name()}), file=answers, flush=True)
     serve(worker, sys.stdin, answers)
 
 
