@@ -44,10 +44,28 @@ def small() -> Trace:
         programs=(Program(0, "r_4_4"),),
         schedules=(Schedule(0, (0, 1), 1, 0),),
         kernels=(
-            Kernel(0, "matmul", "r_4_4", schedule=0, program=0, ops=("matmul",), lines=((0, 1),),
-                   origins=(0,), writes=(0,)),
-            Kernel(1, "relu", "E_4", schedule=0, program=0, ops=("relu",), lines=((0, 2),),
-                   origins=(1,), reads=(0,)),
+            Kernel(
+                0,
+                "matmul",
+                "r_4_4",
+                schedule=0,
+                program=0,
+                ops=("matmul",),
+                lines=((0, 1),),
+                origins=(0,),
+                writes=(0,),
+            ),
+            Kernel(
+                1,
+                "relu",
+                "E_4",
+                schedule=0,
+                program=0,
+                ops=("relu",),
+                lines=((0, 2),),
+                origins=(1,),
+                reads=(0,),
+            ),
         ),
         buffers=(Buffer(0, "x", nbytes=64, schedule=0),),
         boundaries=(Boundary(0, "contiguous", "asked for", 0, (1,), 0, 0, graph=0, nodes=(2,)),),
@@ -82,29 +100,47 @@ def test_a_trace_is_frozen() -> None:
 
 def test_steady_prefers_what_ran_most() -> None:
     trace = small()
-    more = replace(trace, schedules=(*trace.schedules, Schedule(1)),
-                   realizes=(*trace.realizes, Realize(2, 1)))
+    more = replace(
+        trace, schedules=(*trace.schedules, Schedule(1)), realizes=(*trace.realizes, Realize(2, 1))
+    )
     assert more.steady() == (0,)
     assert replace(more, realizes=(), runs=()).steady() == (0, 1)
 
 
+def test_steady_prefers_a_line_s_last_schedule_where_nothing_ran_twice() -> None:
+    trace = small()
+    again = replace(trace.schedules[0], id=1, kernels=())
+    two = replace(
+        trace,
+        schedules=(*trace.schedules, again, Schedule(2)),
+        runs=(),
+        realizes=(Realize(0, 0), Realize(1, 1), Realize(2, 2)),
+    )
+    assert two.steady() == (1, 2)
+
+
 BROKEN = {
     "a kernel of no schedule": lambda t: replace(
-        t, kernels=(replace(t.kernels[0], schedule=7), t.kernels[1])),
+        t, kernels=(replace(t.kernels[0], schedule=7), t.kernels[1])
+    ),
     "a kernel's line in no file": lambda t: replace(
-        t, kernels=(replace(t.kernels[0], lines=((4, 1),)), t.kernels[1])),
+        t, kernels=(replace(t.kernels[0], lines=((4, 1),)), t.kernels[1])
+    ),
     "two kernels with one id": lambda t: replace(t, kernels=(t.kernels[0], t.kernels[0])),
     "a negative id": lambda t: replace(t, files=(*t.files, File(-2, "x"))),
     "a boundary at a missing node": lambda t: replace(
-        t, boundaries=(replace(t.boundaries[0], nodes=(3,)),)),
+        t, boundaries=(replace(t.boundaries[0], nodes=(3,)),)
+    ),
     "a step to a missing node": lambda t: replace(
-        t, passes=(replace(t.passes[0], steps=(0, 0, 3, 0)),)),
+        t, passes=(replace(t.passes[0], steps=(0, 0, 3, 0)),)
+    ),
     "a step by a missing rule": lambda t: replace(
-        t, passes=(replace(t.passes[0], steps=(0, 0, 1, 5)),)),
-    "a step of no kind": lambda t: replace(
-        t, passes=(replace(t.passes[0], steps=(9, 0, 1, 0)),)),
+        t, passes=(replace(t.passes[0], steps=(0, 0, 1, 5)),)
+    ),
+    "a step of no kind": lambda t: replace(t, passes=(replace(t.passes[0], steps=(9, 0, 1, 0)),)),
     "an origin nobody recorded": lambda t: replace(
-        t, graphs=(replace(t.graphs[0], origins=((), (), (44,))),)),
+        t, graphs=(replace(t.graphs[0], origins=((), (), (44,))),)
+    ),
     "a run of a missing kernel": lambda t: replace(t, runs=(Run(9, 0.0, 0.0),)),
 }
 

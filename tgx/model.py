@@ -899,7 +899,7 @@ class Trace:
         order of first use.
 
         The first step of a program also fills its weights and optimizer state, and fuses
-        differently.
+        differently; so where nothing ran twice, a line's last schedule stands for the others.
         """
         counts: dict[int, int] = {}
         for r in self.realizes:
@@ -907,7 +907,11 @@ class Trace:
         if not counts:
             return tuple(s.id for s in self.schedules)
         most = max(counts.values())
-        return tuple(s for s, n in counts.items() if n == most)
+        found = [s for s, n in counts.items() if n == most]
+        if most == 1:  # a run of one or two steps: of the same line's schedules, the last
+            last = {(f if (f := self.schedule(s).frame) != -1 else ~s): s for s in found}
+            found = [s for s in found if s in last.values()]
+        return tuple(found)
 
 
 TABLES = (

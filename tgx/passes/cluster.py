@@ -133,7 +133,14 @@ def main_origins(trace: Trace, kernel: Kernel) -> tuple[int, ...]:
 def kernel_levels(trace: Trace, schedule: int, limit: int = LIMIT) -> Group:
     """How one schedule's kernels divide into levels."""
     s = trace.schedule(schedule)
-    return divide(s.kernels, kernel_keys(trace), limit, s.name or f"schedule {s.id}")
+    if len(s.kernels) <= limit:
+        return Group(s.name or f"schedule {s.id}", s.kernels)
+    prefer = min(limit, KERNEL_PREFER)
+    return divide(s.kernels, kernel_keys(trace), limit, s.name or f"schedule {s.id}", prefer)
+
+
+KERNEL_PREFER = 20
+"""Groups exchange more buffers than kernels do: fewer of them make a readable picture."""
 
 
 # **** nodes of a graph: by what they do, then by the operation they come from ****

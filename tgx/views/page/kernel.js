@@ -128,13 +128,13 @@ function scheduleFrontPage() {
   const s = T.schedules.get(S.s), facts = scheduleFacts(S.s);
   const slow = [...facts.kernels].sort((a, b) => b.us - a.us).slice(0, 12);
   const reasons = new Map();
-  for (const k of facts.kernels) for (const b of T.ends.get(k.id) ?? []) reasons.set(b.brief, [...(reasons.get(b.brief) ?? []), b]);
+  for (const k of facts.kernels) for (const b of T.ends.get(k.id) ?? []) (reasons.get(b.reason) ?? reasons.set(b.reason, []).get(b.reason)).push(b);
   const e = T.env;
   return [el("h2", {}, s ? scheduleName(s) : e.program), el("p", { class: "under" }, plural(facts.kernels.length, "kernel"), facts.total ? `, ${time(facts.total)} in all` : "",
     s ? `, run ${plural(s.runs, "time")}` : "", s && place(s.frame) ? `, asked for at ${place(s.frame)}` : "", s?.cache_hits ? `, ${plural(s.cache_hits, "schedule-cache hit")}` : ""),
   el("h3", {}, "where the time goes"), el("table", { class: "rank" }, slow.map((k) => el("tr", {}, el("td", {}, kernelLink(k.id)), el("td", { class: "num" }, time(k.us)), el("td", { class: "num" }, facts.total && k.us >= 0 ? percent(k.us / facts.total) : "")))),
-  reasons.size ? [el("h3", {}, "why kernels end where they end"), el("table", { class: "rank" }, [...reasons].sort((a, b) => b[1].length - a[1].length).slice(0, 12).map(([brief, list]) =>
-    el("tr", {}, el("td", { class: "num" }, `${list.length} ×`), el("td", {}, el("button", { class: "link", tip: list[0].because, onclick: () => selectKernel(list[0].source, { tab: "why" }) }, brief)))))] : null,
+  reasons.size ? [el("h3", {}, "why kernels end where they end"), el("table", { class: "rank" }, [...reasons].sort((a, b) => b[1].length - a[1].length).slice(0, 12).map(([name, list]) =>
+    el("tr", {}, el("td", { class: "num" }, `${list.length} ×`), el("td", {}, el("button", { class: "link", tip: list[0].because, onclick: () => selectKernel(list[0].source, { tab: "why" }) }, name.replaceAll("-", " ")), el("small", {}, ` e.g. ${list[0].brief}`)))))] : null,
   el("h3", {}, "run"), el("table", { class: "facts" }, [["program", [e.program, ...e.arguments].join(" ")], ["device", e.device], ["tinygrad", e.tinygrad], ["Python", e.python], ["machine", e.machine], ["recorded", e.level === "full" ? "with rewrites" : "without rewrites"],
     ["memory planner", s && s.planned >= 0 ? `${bytes(s.planned)} of ${bytes(s.unplanned)}` : ""], ["settings", e.settings.map(([n, v]) => `${n}=${v}`).join(" ")]].filter(([, v]) => v).map(([n, v]) => el("tr", {}, el("th", {}, n), el("td", {}, v))))].flat().filter(Boolean);
 }
