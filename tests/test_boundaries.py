@@ -39,8 +39,13 @@ MANY = [e(6) for _ in range(8)]
 
 def added(a: UOp, b: UOp) -> UOp:
     i = UOp.range(a.size if isinstance(a.size, int) else 8, 0)
-    return a.flatten().index(i).store(b.flatten().index(i) * 2).end(i).sink(
-        arg=KernelInfo(name="mine"))
+    return (
+        a.flatten()
+        .index(i)
+        .store(b.flatten().index(i) * 2)
+        .end(i)
+        .sink(arg=KernelInfo(name="mine"))
+    )
 
 
 def custom(b: Tensor) -> Tensor:
@@ -54,45 +59,39 @@ def both(a: Tensor, b: Tensor) -> Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], dict[str, int]]] = {
-    "contiguous": (
-        lambda: (X + 1).contiguous() * 2,
-        lambda: (X + 1) * 2, {}),
-    "realize": (
-        lambda: both((y := X + 1), y.reshape(64) * 2),
-        lambda: (X + 1) * 2, {}),
+    "contiguous": (lambda: (X + 1).contiguous() * 2, lambda: (X + 1) * 2, {}),
+    "realize": (lambda: both((y := X + 1), y.reshape(64) * 2), lambda: (X + 1) * 2, {}),
     "consumers-differ": (
         lambda: (y := X.sum(axis=1)) + y.flip(0),
-        lambda: (y := X.sum(axis=1)) + y * 2, {}),
-    "reduce-broadcast": (
-        lambda: X.sum(axis=1, keepdim=True) * Z,
-        lambda: X.sum(axis=1) * V, {}),
+        lambda: (y := X.sum(axis=1)) + y * 2,
+        {},
+    ),
+    "reduce-broadcast": (lambda: X.sum(axis=1, keepdim=True) * Z, lambda: X.sum(axis=1) * V, {}),
     "elementwise-broadcast": (
         lambda: X.sum(axis=1, keepdim=True).exp() * Z,
-        lambda: X.sum(axis=1).exp() * V, {}),
-    "store-hazard": (
-        lambda: W.assign(W.permute(1, 0) + 1),
-        lambda: W.assign(W + 1), {}),
-    "self-access": (
-        lambda: V.assign(V + X.sum(axis=1)),
-        lambda: V + X.sum(axis=1), {}),
+        lambda: X.sum(axis=1).exp() * V,
+        {},
+    ),
+    "store-hazard": (lambda: W.assign(W.permute(1, 0) + 1), lambda: W.assign(W + 1), {}),
+    "self-access": (lambda: V.assign(V + X.sum(axis=1)), lambda: V + X.sum(axis=1), {}),
     "split-reduce": (
         lambda: Tensor.empty(1 << 19, device="NULL").sum(),
-        lambda: Tensor.empty(1 << 14, device="NULL").sum(), {}),
+        lambda: Tensor.empty(1 << 14, device="NULL").sum(),
+        {},
+    ),
     "too-many-buffers": (
         lambda: sum(MANY[1:], MANY[0]),
-        lambda: sum(MANY[1:3], MANY[0]), {"MAX_KERNEL_BUFFERS": 5}),
-    "copy-source": (
-        lambda: X.permute(1, 0).to("NULL:1"),
-        lambda: X.to("NULL:1"), {}),
-    "copy": (
-        lambda: X.to("NULL:1") + 1,
-        lambda: X + 1, {}),
-    "custom-kernel": (
-        lambda: custom(V.exp()),
-        lambda: custom(V), {}),
+        lambda: sum(MANY[1:3], MANY[0]),
+        {"MAX_KERNEL_BUFFERS": 5},
+    ),
+    "copy-source": (lambda: X.permute(1, 0).to("NULL:1"), lambda: X.to("NULL:1"), {}),
+    "copy": (lambda: X.to("NULL:1") + 1, lambda: X + 1, {}),
+    "custom-kernel": (lambda: custom(V.exp()), lambda: custom(V), {}),
     "library-contiguous": (
         lambda: Tensor.rand(8, device="NULL") + V,
-        lambda: Tensor.rand(8, device="NULL", contiguous=False) + V, {}),
+        lambda: Tensor.rand(8, device="NULL", contiguous=False) + V,
+        {},
+    ),
 }
 
 
@@ -209,31 +208,40 @@ def small_cnn() -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("net", [
-    small_mlp, pytest.param(small_cnn, marks=SLOW), pytest.param(small_transformer, marks=SLOW)])
+@pytest.mark.parametrize(
+    "net",
+    [small_mlp, pytest.param(small_cnn, marks=SLOW), pytest.param(small_transformer, marks=SLOW)],
+)
 def test_every_boundary_inside_a_training_step_is_proved(net: Callable[[], None]) -> None:
     """All values the scheduler decided to store: each replay without one has one kernel fewer."""
     session, trace = record(net)
     steady = trace.schedules[-1].id
     decided = {b.id for b in trace.boundaries if b.schedule == steady}
-    session.recorder.proofs = {b: p for b, p in session.recorder.proofs.items()
-                               if b in decided and p[1] == "stage"}
+    session.recorder.proofs = {
+        b: p for b, p in session.recorder.proofs.items() if b in decided and p[1] == "stage"
+    }
     proofs = list(proof.prove(session))
     assert len(proofs) > 5
     assert [p for p in proofs if not p.holds] == []
 
 
 def test_a_wrong_reason_would_not_be_proved() -> None:
-    """The proof can fail: reversing another decision than the one claimed is not one kernel fewer."""
+    """The proof can fail: reversing another decision than the one claimed is not one kernel
+    fewer."""
+
     def program() -> Tensor:
         y = X.sum(axis=1, keepdim=True)
         return (y * Z).max(axis=0) + (y + 1).reshape(8)
 
     session, _ = record(program)
-    (boundary, (template, kind, which)), *_ = [
-        p for p in session.recorder.proofs.items() if p[1][1] == "stage"]
-    fused = next(i for i, d in enumerate(template.decisions)
-                 if i not in {w for n, w in template.stage_of.items() if n.op.name == "BUFFER"})
+    (boundary, (template, kind, _)), *_ = [
+        p for p in session.recorder.proofs.items() if p[1][1] == "stage"
+    ]
+    fused = next(
+        i
+        for i, d in enumerate(template.decisions)
+        if i not in {w for n, w in template.stage_of.items() if n.op.name == "BUFFER"}
+    )
     session.recorder.proofs = {boundary: (template, kind, fused)}
     (p,) = proof.prove(session)
     assert not p.holds

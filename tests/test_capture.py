@@ -54,9 +54,17 @@ def patched_things() -> dict[str, object]:
     from tinygrad.device import Buffer
     from tinygrad.schedule import indexing, rangeify
 
-    modules = (capture.tg_tensor, capture.tg_jit, capture.tg_realize, capture.tg_gradient,
-               capture.tg_schedule, indexing, rangeify, sys.modules["tinygrad.uop.ops"],
-               sys.modules["tinygrad.codegen"])
+    modules = (
+        capture.tg_tensor,
+        capture.tg_jit,
+        capture.tg_realize,
+        capture.tg_gradient,
+        capture.tg_schedule,
+        indexing,
+        rangeify,
+        sys.modules["tinygrad.uop.ops"],
+        sys.modules["tinygrad.codegen"],
+    )
     found = {f"{m.__name__}.{k}": v for m in modules for k, v in vars(m).items()}
     for kind in (Tensor, Buffer, UOp, capture.tg_jit._TinyJit):
         found |= {f"{kind.__name__}.{k}": v for k, v in vars(kind).items()}
@@ -130,7 +138,7 @@ def test_the_planner_says_what_it_reuses(jitted: Trace) -> None:
         for c in placed:  # what is alive at once never overlaps
             if b.id < c.id and b.base == c.base and b.first <= c.last and c.first <= b.last:
                 assert b.offset + b.nbytes <= c.offset or c.offset + c.nbytes <= b.offset
-    assert 0 < step.planned_bytes
+    assert step.planned_bytes > 0
 
 
 def test_replayed_steps_give_the_captured_result(jitted: Trace) -> None:
@@ -149,7 +157,7 @@ def test_a_step_left_out_is_noticed(jitted: Trace) -> None:
     matches = [i for i in range(len(p)) if p[i].kind == "match"]
     wrong = 0
     for i in matches[:20]:
-        steps = p.steps[: 4 * i] + p.steps[4 * i + 4:]
+        steps = p.steps[: 4 * i] + p.steps[4 * i + 4 :]
         try:
             wrong += replay(jitted, replace(p, steps=steps)) != p.after
         except ValueError:
@@ -158,7 +166,8 @@ def test_a_step_left_out_is_noticed(jitted: Trace) -> None:
 
 
 def test_every_uop_is_traced_back(jitted: Trace) -> None:
-    """Every float operation of every compiled program has an origin, in every kernel that runs it."""
+    """Every float operation of every compiled program has an origin, in every kernel that runs
+    it."""
     tile = 0
     for k in jitted.kernels:
         if k.program < 0:
@@ -170,8 +179,9 @@ def test_every_uop_is_traced_back(jitted: Trace) -> None:
         for node, found in zip(uops, origins, strict=True):
             if node.op in ("ADD", "MUL", "MAX", "EXP2", "LOG2", "WHERE") and "float" in node.dtype:
                 assert found, (k.name, node)
-                assert set(found) <= set(k.origins) | set(
-                    o for row in jitted.graph(k.ast).origins for o in row)
+                assert set(found) <= set(k.origins) | {
+                    o for row in jitted.graph(k.ast).origins for o in row
+                }
 
 
 def test_programs_have_code_and_loops(jitted: Trace) -> None:
@@ -198,6 +208,7 @@ def test_cache_hits_report_their_own_lines() -> None:
 
 def test_what_was_scheduled_before_is_followed_too() -> None:
     """A graph tinygrad has in its caches from before the recording is explained all the same."""
+
     def work() -> None:
         ((Tensor.empty(6, 5).exp() @ Tensor.empty(5, 4)).relu().sum(0) * 2).realize()
 
@@ -221,29 +232,43 @@ def test_tensors_from_before_have_no_line() -> None:
 
 def line_numbers(**marks: str) -> dict[str, int]:
     text = Path(__file__).read_text().splitlines()
-    return {k: next(i for i, line in enumerate(text, 1) if line.rstrip().endswith(v))
-            for k, v in marks.items()}
+    return {
+        k: next(i for i, line in enumerate(text, 1) if line.rstrip().endswith(v))
+        for k, v in marks.items()
+    }
 
 
 # **** scripts ****
 
 
-def run_traced(folder: Path, code: str, *arguments: str, env: dict[str, str] | None = None,
-               command: tuple[str, ...] = ("-m", "tgx", "trace", "-o", "{out}")
-               ) -> tuple[subprocess.CompletedProcess[str], Path]:
+def run_traced(
+    folder: Path,
+    code: str,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    command: tuple[str, ...] = ("-m", "tgx", "trace", "-o", "{out}"),
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     script = folder / "program.py"
     script.write_text(code)
     out = folder / "out"
     words = [w.format(out=out) for w in command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PARALLEL": "0", **(env or {})}
-    done = subprocess.run([sys.executable, *words, str(script), *arguments], cwd=folder,
-                          capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        [sys.executable, *words, str(script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+    )
     return done, out
 
 
 def test_output_and_exit_code_are_the_scripts(tmp_path: Path) -> None:
-    code = ("import sys\nfrom tinygrad import Tensor\nprint(sys.argv[1:], __name__)\n"
-            "print((Tensor([1.0, 2.0]) + 1).tolist())\nsys.exit(7)\n")
+    code = (
+        "import sys\nfrom tinygrad import Tensor\nprint(sys.argv[1:], __name__)\n"
+        "print((Tensor([1.0, 2.0]) + 1).tolist())\nsys.exit(7)\n"
+    )
     done, out = run_traced(tmp_path, code, "-x", "--level", "y")
     assert done.returncode == 7
     assert done.stdout == "['-x', '--level', 'y'] __main__\n[2.0, 3.0]\n"
@@ -255,8 +280,7 @@ def test_output_and_exit_code_are_the_scripts(tmp_path: Path) -> None:
 
 
 def test_a_script_that_raises_leaves_a_trace(tmp_path: Path) -> None:
-    code = ("from tinygrad import Tensor\n(Tensor([1.0]) + 1).realize()\n"
-            "raise KeyError('mine')\n")
+    code = "from tinygrad import Tensor\n(Tensor([1.0]) + 1).realize()\nraise KeyError('mine')\n"
     done, out = run_traced(tmp_path, code)
     assert done.returncode == 1 and "KeyError: 'mine'" in done.stderr
     assert "capture.py" not in done.stderr
@@ -266,8 +290,7 @@ def test_a_script_that_raises_leaves_a_trace(tmp_path: Path) -> None:
 
 
 def test_the_environment_variable_traces_an_unmodified_script(tmp_path: Path) -> None:
-    code = ("import tgx\nfrom tinygrad import Tensor\n"
-            "print((Tensor([1.0, 2.0]) * 3).sum().item())\n")
+    code = "import tgx\nfrom tinygrad import Tensor\nprint((Tensor([1.0, 2.0]) * 3).sum().item())\n"
     done, out = run_traced(tmp_path, code, env={"TGX_TRACE": str(tmp_path / "out")}, command=())
     assert done.stdout == "9.0\n" and done.returncode == 0, done.stderr
     trace = codec.read(out)
@@ -277,13 +300,19 @@ def test_the_environment_variable_traces_an_unmodified_script(tmp_path: Path) ->
 
 def test_kill_leaves_a_trace_that_opens_and_says_so(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
-    script.write_text("from tinygrad import Tensor\nimport time\n"
-                      "for i in range(3): (Tensor([1.0, float(i)]) + 1).relu().realize()\n"
-                      "print('ready', flush=True)\ntime.sleep(600)\n")
+    script.write_text(
+        "from tinygrad import Tensor\nimport time\n"
+        "for i in range(3): (Tensor([1.0, float(i)]) + 1).relu().realize()\n"
+        "print('ready', flush=True)\ntime.sleep(600)\n"
+    )
     out = tmp_path / "out"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PARALLEL": "0"}
-    with subprocess.Popen([sys.executable, "-m", "tgx", "trace", "-o", str(out), str(script)],
-                          stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tgx", "trace", "-o", str(out), str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGKILL)
@@ -295,19 +324,25 @@ def test_kill_leaves_a_trace_that_opens_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_module_runs_like_a_script(tmp_path: Path) -> None:
-    (tmp_path / "mod.py").write_text("from tinygrad import Tensor\nprint(Tensor([2.0]).exp().item())")
+    (tmp_path / "mod.py").write_text(
+        "from tinygrad import Tensor\nprint(Tensor([2.0]).exp().item())"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PARALLEL": "0"}
-    done = subprocess.run([sys.executable, "-m", "tgx", "trace", "-o", "out", "-m", "mod"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=200, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", "tgx", "trace", "-o", "out", "-m", "mod"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=env,
+    )
     assert done.returncode == 0 and done.stdout.startswith("7.38"), done.stderr
     assert any("exp" in k.ops for k in codec.read(tmp_path / "out").kernels)
 
 
 def test_one_recording_at_a_time() -> None:
-    with tgx.trace():
-        with pytest.raises(tgx.TgxError, match="already being recorded"):
-            with tgx.trace():
-                pass
+    with tgx.trace(), pytest.raises(tgx.TgxError, match="already being recorded"), tgx.trace():
+        pass
     with tgx.trace():
         pass
 
@@ -318,11 +353,17 @@ def test_a_wrong_level_is_refused() -> None:
 
 
 def test_worker_processes_tell_what_they_compile(tmp_path: Path) -> None:
-    code = ("from tinygrad import Tensor\n"
-            "a = Tensor.empty(9, 11)\n"
-            "Tensor.realize((a + 1).relu(), a.sum(), a.exp().max(axis=0))\n")
-    done, out = run_traced(tmp_path, code, env={"PARALLEL": "2"}, command=(
-        "-m", "tgx", "trace", "--level", "full", "-o", "{out}"))
+    code = (
+        "from tinygrad import Tensor\n"
+        "a = Tensor.empty(9, 11)\n"
+        "Tensor.realize((a + 1).relu(), a.sum(), a.exp().max(axis=0))\n"
+    )
+    done, out = run_traced(
+        tmp_path,
+        code,
+        env={"PARALLEL": "2"},
+        command=("-m", "tgx", "trace", "--level", "full", "-o", "{out}"),
+    )
     assert done.returncode == 0, done.stderr
     trace = codec.read(out)
     assert len(trace.programs) >= 3
@@ -333,8 +374,10 @@ def test_worker_processes_tell_what_they_compile(tmp_path: Path) -> None:
 
 def test_a_gigantic_name_and_odd_text_survive(tmp_path: Path) -> None:
     """Whatever the user's file holds, the trace is data."""
-    code = ('from tinygrad import Tensor\n# <script>alert("\u2028")</script> \U0001f600\n'
-            "x = Tensor([1.0]) + 1; x.realize()\n")
+    code = (
+        'from tinygrad import Tensor\n# <script>alert("\u2028")</script> \U0001f600\n'
+        "x = Tensor([1.0]) + 1; x.realize()\n"
+    )
     done, out = run_traced(tmp_path, code)
     assert done.returncode == 0, done.stderr
     texts = [text for f in codec.read(out).files for _, text in f.lines]
@@ -345,21 +388,28 @@ def test_a_gigantic_name_and_odd_text_survive(tmp_path: Path) -> None:
 def test_recording_is_cheap(tmp_path: Path) -> None:
     """CPU time, interleaved: at most 1.1 times at level kernels, 1.5 with rewrites."""
     code = Path(__file__).read_text().split("def patched_things")[0].split("class Net")[1]
-    program = ("import sys, time\nfrom tinygrad import Tensor, TinyJit, nn\n"
-               "from tinygrad.helpers import Context\nclass Net" + code +
-               "\nstart = time.process_time()\nlevel = sys.argv[1]\nimport contextlib, tgx\n"
-               "with tgx.trace(level) if level else contextlib.nullcontext():\n"
-               "    train(60, False)\nprint(time.process_time() - start)\n")
+    program = (
+        "import sys, time\nfrom tinygrad import Tensor, TinyJit, nn\n"
+        "from tinygrad.helpers import Context\nclass Net"
+        + code
+        + "\nstart = time.process_time()\nlevel = sys.argv[1]\nimport contextlib, tgx\n"
+        "with tgx.trace(level) if level else contextlib.nullcontext():\n"
+        "    train(60, False)\nprint(time.process_time() - start)\n"
+    )
     script = tmp_path / "cost.py"
     script.write_text(program)
     best: dict[str, float] = {}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PARALLEL": "0", "CACHELEVEL": "0"}
     for _ in range(4):
         for level in ("", "kernels", "full"):
-            done = subprocess.run([sys.executable, str(script), level], capture_output=True,
-                                  text=True, timeout=300, env=env)
+            done = subprocess.run(
+                [sys.executable, str(script), level],
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env=env,
+            )
             assert done.returncode == 0, done.stderr
             best[level] = min(best.get(level, 1e9), float(done.stdout))
     assert best["kernels"] <= 1.1 * best[""], best
     assert best["full"] <= 1.5 * best[""], best
-

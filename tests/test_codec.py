@@ -41,8 +41,11 @@ def test_writing_is_stable() -> None:
 
 
 def test_numbers_json_does_not_have() -> None:
-    steps = (GradientStep(0, 0, 0, "LOG2", value=Value(norm=math.inf, low=-math.inf,
-                                                      sample=(math.nan, 1.0))),)
+    steps = (
+        GradientStep(
+            0, 0, 0, "LOG2", value=Value(norm=math.inf, low=-math.inf, sample=(math.nan, 1.0))
+        ),
+    )
     trace = Trace(graphs=(Graph(0, "lazy", ops=("LOG2",)),), gradients=steps)
     text = codec.dumps(trace)
     back = codec.loads(text).gradients[0].value

@@ -33,7 +33,7 @@ extern "C" __global__ void E_64(float* data0_64) {
 loss 2.30
 *** CUDA       3 r_64_16                                        arg  2 mem   0.01 GB tm     30.00us/     0.12ms (     67 GFLOPS   17|20     GB/s)
 *** CUDA       4 E_64                                           arg  1 mem   0.01 GB tm      2.00ms/     2.12ms (      0 GFLOPS    0|0      GB/s)
-"""  # fmt: skip  # noqa: E501  (as tinygrad prints it)
+"""  # noqa: E501  (as tinygrad prints it)
 
 
 @pytest.mark.pure
@@ -41,7 +41,10 @@ def test_a_cuda_log_without_a_gpu() -> None:
     trace = debuglog.parse(CUDA, "gpu.log")
     copy, reduce, fill = trace.kernels
     assert (copy.kind, copy.program, copy.tinygrad_name) == (
-        "copy", -1, "copy     4.00 KB,    CUDA <- PYTHON")
+        "copy",
+        -1,
+        "copy     4.00 KB,    CUDA <- PYTHON",
+    )
     assert (reduce.name, reduce.device) == ("r_64_16", "CUDA")
     timing = trace.timing(reduce.id)
     assert timing is not None
@@ -105,8 +108,13 @@ def log_and_trace(tmp_path: Path, device: str, level: int) -> tuple[str, Path]:
     """One run that prints a log and records a trace: both tell of the same launches."""
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
-    env = {**os.environ, "DEV": device, "DEBUG": str(level), "PARALLEL": "0",
-           "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "DEV": device,
+        "DEBUG": str(level),
+        "PARALLEL": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "tgx", "trace", "-o", str(tmp_path / "out"), str(script)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -122,15 +130,20 @@ def test_a_log_tells_what_the_live_trace_tells(tmp_path: Path, device: str) -> N
     text, folder = log_and_trace(tmp_path, device, 7)
     live = codec.read(folder)
     for level in (2, 4, 7):  # the lower levels print fewer of the same lines
-        kept = [line for line in text.splitlines() if level > 2 or line.lstrip("\r\x1b[0123456789m")
-                .startswith(("***", "scheduled"))]
+        kept = [
+            line
+            for line in text.splitlines()
+            if level > 2 or line.lstrip("\r\x1b[0123456789m").startswith(("***", "scheduled"))
+        ]
         log = debuglog.parse("\n".join(kept))
         assert debuglog.names_and_counts(log) == debuglog.names_and_counts(live)
         for k in log.kernels:
             times = [r.time_us for r in log.runs if r.kernel == k.id]
-            same = [r.time_us for r in live.runs
-                    if live.kernel(r.kernel).tinygrad_name == k.tinygrad_name
-                    and r.clock == "device"]
+            same = [
+                r.time_us
+                for r in live.runs
+                if live.kernel(r.kernel).tinygrad_name == k.tinygrad_name and r.clock == "device"
+            ]
             if k.kind == "kernel":
                 assert times == pytest.approx(same, rel=0.01, abs=0.006)
         if level == 7:

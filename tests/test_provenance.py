@@ -1,7 +1,8 @@
 """Where kernels come from, on programs where the answer is known.
 
-Each program is written so that a line can only become certain kernels: the pieces are kept apart by realize, by shape,
-or by device. What the trace says is compared with that, in both directions: no line is missing, and none is wrong.
+Each program is written so that a line can only become certain kernels: the pieces are kept apart by
+realize, by shape, or by device. What the trace says is compared with that, in both directions: no
+line is missing, and none is wrong.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def test_lines_kept_apart_by_realize() -> None:
         (b.sum() + 1).realize()  #: sum
 
     assert kernels(record(program)) == [
-        ({"exp"}, ("exp",)), ({"mul"}, ("mul",)), ({"sum"}, ("sum", "add"))]
+        ({"exp"}, ("exp",)),
+        ({"mul"}, ("mul",)),
+        ({"sum"}, ("sum", "add")),
+    ]
 
 
 def test_one_kernel_of_many_lines() -> None:
@@ -79,7 +83,8 @@ def test_two_reduces_are_two_kernels_with_a_line_each() -> None:
 
     trace = record(program)
     assert [m for m, _ in kernels(trace)] == [{"rows"}, {"all"}] or [
-        m for m, _ in kernels(trace)] == [{"rows", "all"}]
+        m for m, _ in kernels(trace)
+    ] == [{"rows", "all"}]
 
 
 def test_outputs_of_one_realize_keep_their_lines() -> None:
@@ -89,7 +94,8 @@ def test_outputs_of_one_realize_keep_their_lines() -> None:
         Tensor.realize(a, b)
 
     assert sorted(kernels(record(program)), key=str) == sorted(
-        [({"a"}, ("exp",)), ({"b"}, ("sqrt",))], key=str)
+        [({"a"}, ("exp",)), ({"b"}, ("sqrt",))], key=str
+    )
 
 
 def test_functions_and_comprehensions() -> None:
@@ -114,7 +120,9 @@ def test_the_same_computation_written_twice_has_both_lines() -> None:
 
 
 def test_a_line_that_is_gone_leaves_no_mark() -> None:
-    """A value computed, dropped, and computed again elsewhere: only the second line made the kernel."""
+    """A value computed, dropped, and computed again elsewhere: only the second line made the
+    kernel."""
+
     def program() -> None:
         x = e(6, 7)
         x.cos()  #: dropped
@@ -124,7 +132,9 @@ def test_a_line_that_is_gone_leaves_no_mark() -> None:
 
 
 def test_equal_kernels_of_different_lines() -> None:
-    """One AST, one program, two lines, in one schedule: notes on the AST's nodes would mix them up."""
+    """One AST, one program, two lines, in one schedule: notes on the AST's nodes would mix them
+    up."""
+
     def program() -> None:
         a = (e(9, 9) + 1).relu()  #: a
         b = (e(9, 9) + 1).relu()  #: b
@@ -137,6 +147,7 @@ def test_equal_kernels_of_different_lines() -> None:
 
 def test_assigning_in_place_twice() -> None:
     """Two equal calls on one buffer, one after the other, from two lines."""
+
     def program() -> None:
         x = e(5).contiguous().realize()
         x.assign(x + 1)  #: first
@@ -200,6 +211,7 @@ def test_gradients_name_their_forward_line() -> None:
 
 def test_gradients_that_meet() -> None:
     """x is used on two lines: the sum of its two gradients belongs to both."""
+
     def program() -> None:
         x = e(5, 5).contiguous().realize()
         a = x.exp()  #: a
@@ -260,6 +272,7 @@ def test_jit_keeps_lines() -> None:
 
 def test_random_numbers_belong_to_the_call_that_drew_them() -> None:
     """Every call of rand shares a key and a counter; none may be blamed for another's numbers."""
+
     def program() -> None:
         Tensor.manual_seed(3)
         Tensor.rand(4, 3, device="NULL").realize()  #: one

@@ -457,13 +457,21 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     """Drops references to records that were never written, and rows that mean nothing without
     them."""
     ids = {name: {r.id for r in tables[name]} for name in TABLES}
-    needed = {("runs", "kernel"), ("timings", "kernel"), ("realizes", "schedule"),
-              ("frames", "file"), ("rules", "file"), ("gradients", "graph"), ("passes", "table")}
+    needed = {
+        ("runs", "kernel"),
+        ("timings", "kernel"),
+        ("realizes", "schedule"),
+        ("frames", "file"),
+        ("rules", "file"),
+        ("gradients", "graph"),
+        ("passes", "table"),
+    }
     graphs = []
     for g in tables["graphs"]:
         if any(not set(o) <= ids["origins"] for o in g.origins):
-            g = replace(g, origins=tuple(tuple(o for o in row if o in ids["origins"])
-                                         for row in g.origins))
+            g = replace(
+                g, origins=tuple(tuple(o for o in row if o in ids["origins"]) for row in g.origins)
+            )
         graphs.append(g)
     out = {**tables, "graphs": tuple(graphs)}
     changed = True
@@ -481,8 +489,9 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
                             break
                         record = replace(record, **{attribute: -1})
                     else:
-                        good = tuple(v for v in value
-                                     if (v[0] if isinstance(v, tuple) else v) in ids[target])
+                        good = tuple(
+                            v for v in value if (v[0] if isinstance(v, tuple) else v) in ids[target]
+                        )
                         if len(good) != len(value):
                             record = replace(record, **{attribute: good})
                 else:

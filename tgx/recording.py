@@ -1,6 +1,7 @@
 """Recording a run from outside: `tgx trace`, ``TGX_TRACE=DIR``, and ``with tgx.trace() as t:``.
 
-What is recorded and how is `tgx.adapter.capture`'s business; here it gets a beginning, an end, and a folder:
+What is recorded and how is `tgx.adapter.capture`'s business; here it gets a beginning, an end, and
+a folder:
 
     trace.jsonl      the trace itself: data, which `tgx show` and tgx.codec.read open
     index.html       the explorer's page
@@ -34,14 +35,14 @@ MOST_LAZY = 4  # pictures of Tensor graphs in graphs/
 MOST_KERNELS = 6  # pictures of kernels in graphs/
 
 
-class trace:  # noqa: N801  (a context manager, read as a word: `with tgx.trace() as t:`)
+class trace:
     """Records what tinygrad does inside a ``with`` block.
 
-        with tgx.trace() as t:
-            train_step()
-        t.kernels, t.graph      the records, see tgx.model
-        t.save("run")           the folder `tgx trace` writes
-        t                       draws itself in a notebook
+    with tgx.trace() as t:
+        train_step()
+    t.kernels, t.graph      the records, see tgx.model
+    t.save("run")           the folder `tgx trace` writes
+    t                       draws itself in a notebook
     """
 
     def __init__(self, level: str = "kernels") -> None:
@@ -57,8 +58,12 @@ class trace:  # noqa: N801  (a context manager, read as a word: `with tgx.trace(
         self._session = Session(level=self.level, program=_main_program()).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 where: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
         assert self._session is not None
         stop(self._session, error)
         self._trace = self._session.trace()
@@ -82,8 +87,11 @@ class trace:  # noqa: N801  (a context manager, read as a word: `with tgx.trace(
         """The Tensor graph of the last schedule."""
         t = self.trace
         if not t.schedules:
-            raise TgxError("no Tensor was realized inside the block", "",
-                           "realize something there, or print a value")
+            raise TgxError(
+                "no Tensor was realized inside the block",
+                "",
+                "realize something there, or print a value",
+            )
         return t.graph(t.schedules[-1].lazy)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -100,8 +108,10 @@ class trace:  # noqa: N801  (a context manager, read as a word: `with tgx.trace(
         from tgx.views import VIEWS
 
         page = VIEWS["html"].render(self.trace)
-        return (f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:720px;'
-                f'border:1px solid #8886;border-radius:6px"></iframe>')
+        return (
+            f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:720px;'
+            f'border:1px solid #8886;border-radius:6px"></iframe>'
+        )
 
     def _repr_svg_(self) -> str:
         from tgx.views import VIEWS
@@ -189,7 +199,8 @@ def _write_code(t: Trace, folder: Path) -> None:
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", p.name)[:60] or "kernel"
             suffix = SUFFIXES.get(code.language, "txt")
             (folder / f"{p.id}-{name}.{code.level}.{suffix}").write_text(
-                code.text, encoding="utf-8")
+                code.text, encoding="utf-8"
+            )
 
 
 # **** TGX_TRACE ****

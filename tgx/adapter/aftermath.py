@@ -1,4 +1,5 @@
-"""What is joined to the trace once the program has ended: what compile workers saw, code below the source."""
+"""What is joined to the trace once the program has ended: what compile workers saw, code below the
+source."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 def complete(recorder: Recorder, session: Session) -> list[str]:
     """Adds to the programs; returns sentences about what could not be added."""
-    seen = dict(session.fragments)
-    for fragment in steps.fragments(session.spool):
-        for p in fragment.programs:
-            seen.setdefault(p.key, fragment)
+    seen: dict[str, model.Trace | None] = dict(session.fragments)
+    for left in steps.fragments(session.spool):
+        for p in left.programs:
+            seen.setdefault(p.key, left)
     shutil.rmtree(session.spool, ignore_errors=True)
     missing: list[str] = []
     unseen = 0
@@ -33,8 +34,13 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
             fragment = _again(recorder, session, number, prg)
         if fragment is not None:
             known = fragment.programs[0]
-            record = replace(record, opts=known.opts, loops=known.loops, sources=known.sources,
-                             compile_us=known.compile_us)
+            record = replace(
+                record,
+                opts=known.opts,
+                loops=known.loops,
+                sources=known.sources,
+                compile_us=known.compile_us,
+            )
             recorder.bundle(steps.joined(recorder, fragment, program=number))
             recorder.flush()
         else:
@@ -49,8 +55,10 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
         recorder.program_records[number] = record
         recorder.bundle([("programs", record)])
     if unseen:
-        missing.append(f"{unseen} kernels were compiled before the recording began: their "
-                       f"optimisation decisions were not seen")
+        missing.append(
+            f"{unseen} kernels were compiled before the recording began: their "
+            f"optimisation decisions were not seen"
+        )
     return missing
 
 
@@ -72,11 +80,11 @@ MOST_PANES = 12
 
 
 def _slowest(recorder: Recorder, session: Session) -> set[int]:
-    """At level "kernels", the programs whose assembly is worth its cost: those that took longest."""
+    """At level "kernels", the programs whose assembly is worth its cost: those that took
+    longest."""
     total: dict[int, float] = {}
     for kernel, times in session.times.items():
         program = recorder.kernels[kernel].program
         if program >= 0:
             total[program] = total.get(program, 0.0) + sum(times)
     return set(sorted(total, key=lambda p: -total[p])[:MOST_PANES])
-

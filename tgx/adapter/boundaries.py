@@ -1,14 +1,16 @@
 """Why a kernel ends where it ends.
 
-Every intermediate buffer of a schedule exists because some line of tinygrad's scheduler decided so, and often
-a second line decided to leave it there. `Decisions` watches these lines at work:
+Every intermediate buffer of a schedule exists because some line of tinygrad's scheduler decided so,
+and often a second line decided to leave it there. `Decisions` watches these lines at work:
 
-* the scheduler's list of values to store (`IndexingContext.realize_map`): who put a node on it, and where;
-* rules that insert a CONTIGUOUS, a STAGE or a copy's buffer: the rule's own line;
-* `remove_bufferize`, which drops buffers that are cheap to compute again: which of its ``return None`` kept one.
+* the scheduler's list of values to store (`IndexingContext.realize_map`): who put a node on it, and
+where; * rules that insert a CONTIGUOUS, a STAGE or a copy's buffer: the rule's own line; *
+`remove_bufferize`, which drops buffers that are cheap to compute again: which of its ``return
+None`` kept one.
 
-Lines are found by their text, never by number. `REASONS` turns a decision into words for a person who learns.
-`tgx.adapter.proof` replays a schedule with one decision reversed and all others as they were.
+Lines are found by their text, never by number. `REASONS` turns a decision into words for a person
+who learns. `tgx.adapter.proof` replays a schedule with one decision reversed and all others as they
+were.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from tgx.adapter.provenance import Follow, Tokens
 
 @dataclass(frozen=True)
 class Reason:
-    """One kind of reason. ``{value}`` is what is stored, ``{readers}`` who reads it, ``{via}`` what stands between."""
+    """One kind of reason. ``{value}`` is what is stored, ``{readers}`` who reads it, ``{via}`` what
+    stands between."""
 
     brief: str
     because: str
@@ -45,7 +48,8 @@ REASONS: dict[str, Reason] = {
         "asked for here",
         "The program asks for {value} at {asked}, so it has to be in memory when this part of the "
         "program ends.",
-        "Ask for it later, together with what is computed from it (one realize for both): if nothing "
+        "Ask for it later, together with what is computed from it (one realize for both): if "
+        "nothing "
         "else needs it, it is never stored.",
     ),
     "assign": Reason(
@@ -65,38 +69,47 @@ REASONS: dict[str, Reason] = {
     ),
     "consumers-differ": Reason(
         "{count} readers, other ranges",
-        "{Value} is read by {readers}, which walk it in different orders. One loop cannot follow both, so it "
+        "{Value} is read by {readers}, which walk it in different orders. One loop cannot "
+        "follow both, so it "
         "is stored once and read by each.",
-        "Make its readers walk it in the same order (the same axes, the same reshapes), or store less "
+        "Make its readers walk it in the same order (the same axes, the same reshapes), or "
+        "store less "
         "by letting PCONTIG=1 keep the axes they share.",
     ),
     "reduce-broadcast": Reason(
         "a reduce that is broadcast",
-        "{Value} is a reduction that {readers} spreads over an axis again ({via}). Fused, the whole reduction would "
+        "{Value} is a reduction that {readers} spreads over an axis again ({via}). Fused, "
+        "the whole reduction would "
         "run again for every element of that axis.",
         "PCONTIG=2 lets tinygrad keep such a value inside the loop.",
     ),
     "elementwise-broadcast": Reason(
         "computed, then broadcast",
-        "{Value} is spread over a further axis by {readers} ({via}). Fused, it would be computed again for every "
+        "{Value} is spread over a further axis by {readers} ({via}). Fused, it would be "
+        "computed again for every "
         "element of that axis.",
         "PCONTIG=2 lets tinygrad keep such a value inside the loop.",
     ),
     "store-hazard": Reason(
         "would overwrite what it reads",
-        "{Value} is computed from the old contents of the very buffer it is stored into, in another "
-        "order. It goes to a buffer of its own first, so that nothing is overwritten before it is read.",
-        "Read and write it in the same order (no permute, flip or shrink between them), or write to "
+        "{Value} is computed from the old contents of the very buffer it is stored into, in "
+        "another "
+        "order. It goes to a buffer of its own first, so that nothing is overwritten before "
+        "it is read.",
+        "Read and write it in the same order (no permute, flip or shrink between them), or "
+        "write to "
         "a new tensor instead of assigning.",
     ),
     "self-access": Reason(
         "reads what it overwrites",
-        "{Value} is stored into a buffer that its own computation reads, so it is computed whole first.",
+        "{Value} is stored into a buffer that its own computation reads, so it is computed "
+        "whole first.",
         "Write to a new tensor instead of assigning in place.",
     ),
     "split-reduce": Reason(
         "a big reduction in two halves",
-        "{Value} reduces so many elements to so few that one kernel could not use the whole device: it is "
+        "{Value} reduces so many elements to so few that one kernel could not use the whole "
+        "device: it is "
         "split, this part first, the rest in the next kernel.",
         "SPLIT_REDUCEOP=0 reduces in one kernel; REDUCEOP_SPLIT_THRESHOLD sets from where on.",
     ),
@@ -136,10 +149,11 @@ REASONS: dict[str, Reason] = {
         "{Value} crosses the border of a function that is scheduled by itself (precompile).",
         "Call the function without precompile.",
     ),
-}  # fmt: skip
+}
 
 OPAQUE = {"copy", "copy-source", "custom-kernel", "custom-output", "devices", "precompiled"}
-"""Reasons whose reader is no kernel of tinygrad's: nothing could be fused into it, so there is no proof."""
+"""Reasons whose reader is no kernel of tinygrad's: nothing could be fused into it, so there is no
+proof."""
 
 KEPT: dict[str, tuple[str, str]] = {
     "always": ("", ""),
@@ -161,8 +175,11 @@ LINES: tuple[tuple[str, str, str], ...] = (
     ("indexing.py", "def realize_srcs(ctx", "devices"),
     ("indexing.py", "def realize_store_after_src(ctx", "self-access"),
     ("indexing.py", "def realize_custom_kernel_srcs(ctx", "custom-kernel"),
-    ("indexing.py", "if len(_realize_axis): rctx.realize_map[x] = _realize_axis",
-     "consumers-differ"),
+    (
+        "indexing.py",
+        "if len(_realize_axis): rctx.realize_map[x] = _realize_axis",
+        "consumers-differ",
+    ),
     ("indexing.py", "        rctx.realize_map[x] = _realize_axis", "broadcast"),
     ("rangeify.py", "fix_store_hazard", "store-hazard"),
     ("rangeify.py", "split_reduceop", "split-reduce"),
@@ -171,7 +188,7 @@ LINES: tuple[tuple[str, str, str], ...] = (
     ("rangeify.py", "_limit_bufs", "too-many-buffers"),
     ("allreduce.py", "", "devices"),
     ("multi.py", "", "devices"),
-)  # fmt: skip
+)
 
 KEPT_LINES: tuple[tuple[str, str], ...] = (
     ("not buf.arg.removable", "always"),
@@ -215,15 +232,20 @@ class Decisions:
             self.by_node[node] = tagged
             return
         reason, line = _site(frame)
-        decision = Decision(reason, _place(frame.f_code.co_filename, line, frame.f_code.co_name),
-                            self.follow.get(node) or (), op=node.op.name)
+        decision = Decision(
+            reason,
+            _place(frame.f_code.co_filename, line, frame.f_code.co_name),
+            self.follow.get(node) or (),
+            op=node.op.name,
+        )
         if frame.f_code.co_name == "run_rangeify":
             consumers = frame.f_locals["consumer_map"]
             readers = list(consumers[node])
             decision.readers = tuple(self.follow.get(c) or () for c in readers)
             if reason == "broadcast":
-                decision.reason = "reduce-broadcast" if _ends_in_reduce(node) else (
-                    "elementwise-broadcast")
+                decision.reason = (
+                    "reduce-broadcast" if _ends_in_reduce(node) else ("elementwise-broadcast")
+                )
                 spread = _broadcast_below(node, consumers)
                 if spread is not None:
                     decision.via = self.follow.get(spread) or ()
@@ -260,16 +282,24 @@ class Decisions:
             return
         if pattern is None:
             return
-        made = [n for n in fresh if n.op in (Ops.CONTIGUOUS, Ops.STAGE, Ops.BUFFER)
-                and n not in self.follow.stages]
+        made = [
+            n
+            for n in fresh
+            if n.op in (Ops.CONTIGUOUS, Ops.STAGE, Ops.BUFFER) and n not in self.follow.stages
+        ]
         if not made:
             return
         path, line = pattern.location
         text = linecache.getline(path, line)
-        for file, snippet, reason in LINES:
-            if path.endswith(file) and snippet in text and not snippet.startswith("def "):
-                break
-        else:
+        reason = next(
+            (
+                r
+                for file, snippet, r in LINES
+                if path.endswith(file) and snippet in text and not snippet.startswith("def ")
+            ),
+            "",
+        )
+        if not reason:
             return
         for n in made:
             tag = reason
@@ -277,7 +307,8 @@ class Decisions:
                 tag = "copy-source"
             value = self.follow.get(n.src[0]) if n.op is not Ops.BUFFER else self.follow.get(old)
             self.follow.stages[n] = self._add(
-                Decision(tag, _place(path, line, _function(text)), value or ()))
+                Decision(tag, _place(path, line, _function(text)), value or ())
+            )
 
     # buffers that could have been dropped
     def kept(self, buf: UOp, line: int) -> None:
@@ -403,17 +434,22 @@ def drop(src: UOp, buf: UOp, idx: UOp) -> UOp:
     """What `remove_bufferize` does once it has decided to drop a buffer."""
     while src.op is Ops.CONTIGUOUS:
         src = src.src[0]
-    replaced = {k: v for k, v in zip(buf.src[1:], idx.src[1:], strict=True)
-                if k.op is not Ops.CONST and not (v.op is Ops.CONST and v.val is Invalid)}
-    return src.substitute(replaced, extra_pm=rangeify.pm_gate_substitute)  # type: ignore[no-any-return]
+    replaced = {
+        k: v
+        for k, v in zip(buf.src[1:], idx.src[1:], strict=True)
+        if k.op is not Ops.CONST and not (v.op is Ops.CONST and v.val is Invalid)
+    }
+    return src.substitute(replaced, extra_pm=rangeify.pm_gate_substitute)
 
 
 _plain_pm = rangeify.pm_remove_bufferize
 _watched_pm = PatternMatcher(
-    [(p, remove_bufferize if f is _plain_remove else f) for p, f in _plain_pm.patterns])
+    [(p, remove_bufferize if f is _plain_remove else f) for p, f in _plain_pm.patterns]
+)
 # the same rule alone, for a replay that reverses a decision made after tinygrad has applied it
 pm_reverse = PatternMatcher(
-    [(p, remove_bufferize) for p, f in _plain_pm.patterns if f is _plain_remove])
+    [(p, remove_bufferize) for p, f in _plain_pm.patterns if f is _plain_remove]
+)
 
 
 @contextmanager
@@ -431,9 +467,14 @@ def deciding(decisions: Decisions) -> Iterator[Decisions]:
 
 
 def missing_lines() -> list[str]:
-    """Rows of LINES and KEPT_LINES whose text is not in the installed tinygrad: then reasons would be wrong."""
-    sources = {m.__name__.rpartition(".")[2] + ".py": inspect.getsource(m)
-               for m in (indexing, rangeify)}
+    """Rows of LINES and KEPT_LINES whose text is not in the installed tinygrad: then reasons would
+    be wrong."""
+    sources = {
+        m.__name__.rpartition(".")[2] + ".py": inspect.getsource(m) for m in (indexing, rangeify)
+    }
     lines = [(f, t) for f, t, _ in LINES if t] + [("rangeify.py", t) for t, _ in KEPT_LINES]
-    return [f"{file} has no line with {text!r}" for file, text in lines
-            if file in sources and text not in sources[file]]
+    return [
+        f"{file} has no line with {text!r}"
+        for file, text in lines
+        if file in sources and text not in sources[file]
+    ]

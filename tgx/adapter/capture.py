@@ -1,10 +1,13 @@
-"""Recording a run: `tgx trace`, ``TGX_TRACE=dir`` and ``with tgx.trace():`` all start a `Session` here.
+"""Recording a run: `tgx trace`, ``TGX_TRACE=dir`` and ``with tgx.trace():`` all start a `Session`
+here.
 
-What it does while the program runs is little: marks on new UOps (`origins`), one pass over each realized graph, a
-note per kernel launch. The first time the scheduler meets a graph it is followed (`provenance`, `boundaries`) and
-becomes a *template*; every later graph of the same structure only brings its own origins to it.
+What it does while the program runs is little: marks on new UOps (`origins`), one pass over each
+realized graph, a note per kernel launch. The first time the scheduler meets a graph it is followed
+(`provenance`, `boundaries`) and becomes a *template*; every later graph of the same structure only
+brings its own origins to it.
 
-tinygrad is changed only between `start` and `stop`, by the rows of `PATCHES`, each of which is put back.
+tinygrad is changed only between `start` and `stop`, by the rows of `PATCHES`, each of which is put
+back.
 """
 
 from __future__ import annotations
@@ -101,8 +104,13 @@ class Plan:
 class Session:
     """One recording. ``start``, run the program, ``stop``."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, level: str = "kernels",
-                 program: str = "", arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        level: str = "kernels",
+        program: str = "",
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         compat.check()
         if wrong := boundaries.missing_lines():
             raise compat.refusal("a tinygrad whose scheduler differs: " + "; ".join(wrong))
@@ -116,7 +124,8 @@ class Session:
         self.began = 0.0
         self.running = False
         self.environment = model.Environment(
-            program=program, arguments=arguments, level=level, **_facts())
+            program=program, arguments=arguments, level=level, **_facts()
+        )
         self.templates: dict[bytes, Template] = {}
         self.schedules: dict[tuple[Any, ...], int] = {}
         self.plans: dict[UOp, Plan] = {}
@@ -142,10 +151,15 @@ class Session:
     def start(self) -> Session:
         global _session
         if _session is not None:
-            raise TraceRunning("a trace is already being recorded", "one at a time",
-                               "end the first: leave its `with`, or unset TGX_TRACE")
+            raise TraceRunning(
+                "a trace is already being recorded",
+                "one at a time",
+                "end the first: leave its `with`, or unset TGX_TRACE",
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out = open(self.folder / codec.FILE_NAME, "w", encoding="utf-8", newline="\n")
+        self.out = open(  # noqa: SIM115  (open for as long as the recording)
+            self.folder / codec.FILE_NAME, "w", encoding="utf-8", newline="\n"
+        )
         self.recorder = Recorder(codec.Writer(self.out), self.marker.origins, self.environment)
         self.began = time.perf_counter()
         self.running = True
@@ -232,8 +246,16 @@ class Session:
         self.transformed = follow, stores, asked
         return call, becomes
 
-    def _output_rule(self, follow: Follow, stores: dict[UOp, str], old: UOp, new: UOp,
-                     fresh: list[UOp], pattern: Any, context: Any) -> None:
+    def _output_rule(
+        self,
+        follow: Follow,
+        stores: dict[UOp, str],
+        old: UOp,
+        new: UOp,
+        fresh: list[UOp],
+        pattern: Any,
+        context: Any,
+    ) -> None:
         """Tells outputs somebody realizes from those a ``.contiguous()`` or an assign stores."""
         if context.name == "early transform tensor graph":
             if old.op is not Ops.CONTIGUOUS and new.op is Ops.CONTIGUOUS:
@@ -266,8 +288,9 @@ class Session:
             self.lowering[-1].append(Lowered(template, origins, function, hit, outputs))
         return linear
 
-    def _follow_scheduler(self, function: UOp, original: Callable[[UOp], UOp | None],
-                          hit: bool) -> tuple[UOp | None, Template]:
+    def _follow_scheduler(
+        self, function: UOp, original: Callable[[UOp], UOp | None], hit: bool
+    ) -> tuple[UOp | None, Template]:
         nodes = list(function.toposort())
         rewrites = steps.StepRecorder() if self.level == "full" else None
         follow = Follow(recorder=rewrites)
@@ -277,19 +300,28 @@ class Session:
         with following(follow), boundaries.deciding(decisions), _scheduled_calls(made):
             if hit:  # tinygrad has it from before the recording began: schedule it once more
                 linear: UOp | None = tg_schedule.create_schedule(
-                    tg_schedule.get_kernel_graph(function))
+                    tg_schedule.get_kernel_graph(function)
+                )
             else:
                 linear = original(function)
         assert linear is not None
         kernels: list[TemplateKernel | Template] = []
         for place, call in enumerate(linear.src):
             kernels.append(self._template_kernel(call, made.get(place), follow))
-        template = Template(function.key, kernels, decisions.found, dict(follow.stages), len(nodes),
-                            flatten_graph(nodes), rewrites)
+        template = Template(
+            function.key,
+            kernels,
+            decisions.found,
+            dict(follow.stages),
+            len(nodes),
+            flatten_graph(nodes),
+            rewrites,
+        )
         return (original(function) if hit else linear), template
 
-    def _template_kernel(self, call: UOp, made: UOp | None,
-                         follow: Follow) -> TemplateKernel | Template:
+    def _template_kernel(
+        self, call: UOp, made: UOp | None, follow: Follow
+    ) -> TemplateKernel | Template:
         ast = call.src[0]
         if ast.op is Ops.LINEAR:  # a precompiled function, scheduled before
             for template in self.templates.values():
@@ -329,8 +361,9 @@ class Session:
         if text not in self.failed:
             self.failed.append(text)
 
-    def _note_schedule(self, big_sink: UOp, linear: UOp, all_lowered: list[Lowered],
-                       started: float) -> None:
+    def _note_schedule(
+        self, big_sink: UOp, linear: UOp, all_lowered: list[Lowered], started: float
+    ) -> None:
         lowered = all_lowered[-1]
         _, _, asked = self.transformed
         captured = tg_realize.capturing and not linear.src
@@ -346,8 +379,9 @@ class Session:
             for low in all_lowered:
                 if (rewrites := low.template.rewrites) is not None:
                     low.template.rewrites = None
-                    self.recorder.bundle(steps.joined(
-                        self.recorder, rewrites.records(str, {}), schedule=schedule))
+                    self.recorder.bundle(
+                        steps.joined(self.recorder, rewrites.records(str, {}), schedule=schedule)
+                    )
         else:
             self.recorder.hit(schedule)
         if lowered.hit:
@@ -358,8 +392,15 @@ class Session:
             self.jit_parts.append((plan, calls))
         else:
             self.plans[linear] = plan
-        self.events.append(model.Event("schedule", self.recorder.schedule_name(schedule), started,
-                                       self.now() - started, self.recorder.frame_of(asked)))
+        self.events.append(
+            model.Event(
+                "schedule",
+                self.recorder.schedule_name(schedule),
+                started,
+                self.now() - started,
+                self.recorder.frame_of(asked),
+            )
+        )
 
     # **** TinyJit ****
 
@@ -399,7 +440,9 @@ class Session:
         started = self.now()
         plan = plan if plan is not None else None
         if plan is not None:
-            plan.realizes = [self.recorder.realize(s, started, self.repeats) for s in plan.schedules]
+            plan.realizes = [
+                self.recorder.realize(s, started, self.repeats) for s in plan.schedules
+            ]
         self.executing.append((plan, 0))
         try:
             return original(linear, *args, **kwargs)
@@ -435,10 +478,14 @@ class Session:
             self.times.setdefault(kernel, []).append(time_us)
             self.run_count += 1
             if self.run_count <= MOST_RUNS:
-                realize = plan.realizes[-1] if len(plan.realizes) == 1 else next(
-                    (r for r in plan.realizes if self.recorder.owns(r, kernel)), -1)
-                self.pending_runs.append(("runs", model.Run(
-                    kernel, max(0.0, ended - took), time_us, realize, clock)))
+                realize = (
+                    plan.realizes[-1]
+                    if len(plan.realizes) == 1
+                    else next((r for r in plan.realizes if self.recorder.owns(r, kernel)), -1)
+                )
+                self.pending_runs.append(
+                    ("runs", model.Run(kernel, max(0.0, ended - took), time_us, realize, clock))
+                )
 
     def _flush_runs(self) -> None:
         self.flushed = time.perf_counter()
@@ -448,8 +495,7 @@ class Session:
 
     def timings(self) -> Iterator[model.Timing]:
         for kernel, times in self.times.items():
-            yield model.Timing(kernel, len(times), sum(times), min(times),
-                               statistics.median(times))
+            yield model.Timing(kernel, len(times), sum(times), min(times), statistics.median(times))
 
     # **** memory ****
 
@@ -480,8 +526,13 @@ def _facts() -> dict[str, Any]:
 
     from tgx import __version__
 
-    told = tuple(sorted((k, str(v.value)) for k, v in ContextVar._cache.items()
-                        if settings.is_set(k) and not k.startswith("TGX")))
+    told = tuple(
+        sorted(
+            (k, str(v.value))
+            for k, v in ContextVar._cache.items()
+            if settings.is_set(k) and not k.startswith("TGX")
+        )
+    )
     return {
         "tgx": __version__, "tinygrad": compat.version(), "python": platform.python_version(),
         "machine": platform.machine(), "device": Device.DEFAULT, "settings": told,
@@ -489,10 +540,11 @@ def _facts() -> dict[str, Any]:
 
 
 def flatten_graph(nodes: list[UOp]) -> tuple[Any, ...]:
-    """A graph as (op, dtype, places of its sources, arg) rows: its structure, holding none of its UOps.
+    """A graph as (op, dtype, places of its sources, arg) rows: its structure, holding none of its
+    UOps.
 
-    Holding the UOps themselves would keep them alive, and a later line that builds the same node would
-    find it with an earlier line's mark.
+    Holding the UOps themselves would keep them alive, and a later line that builds the same node
+    would find it with an earlier line's mark.
     """
     place = {n: i for i, n in enumerate(nodes)}
     return tuple((n.op, n.dtype, tuple(place[s] for s in n.src), n.arg, n.tag) for n in nodes)
@@ -557,7 +609,8 @@ def _jit_name() -> str:
 
 @contextmanager
 def _scheduled_calls(made: dict[int, UOp]) -> Iterator[None]:
-    """Which CALL of the kernel graph each call of `create_schedule`'s list was made from, by its place."""
+    """Which CALL of the kernel graph each call of `create_schedule`'s list was made from, by its
+    place."""
     plain = UOp.call
     inside = tg_schedule.create_schedule.__code__
 
@@ -568,11 +621,11 @@ def _scheduled_calls(made: dict[int, UOp]) -> Iterator[None]:
             made[len(scope["linearized"])] = scope["k"]
         return plain(self, *args, **kwargs)
 
-    UOp.call = call  # type: ignore[method-assign]
+    UOp.call = call
     try:
         yield
     finally:
-        UOp.call = plain  # type: ignore[method-assign]
+        UOp.call = plain
 
 
 # **** the patches ****
@@ -633,15 +686,18 @@ def mark_tensors(s: Session) -> Undo:
             mark(self.uop, op="assign")
         return result
 
-    return _both(replace_attribute(Tensor, "_apply_uop", _apply_uop),
-                 replace_attribute(Tensor, "__init__", __init__),
-                 replace_attribute(Tensor, "assign", assign))
+    return _both(
+        replace_attribute(Tensor, "_apply_uop", _apply_uop),
+        replace_attribute(Tensor, "__init__", __init__),
+        replace_attribute(Tensor, "assign", assign),
+    )
 
 
 def mark_gradients(s: Session) -> Undo:
     """Gradient nodes carry their forward node's line."""
-    return replace_attribute(tg_gradient, "all_metadata",
-                             GradientMarks(tg_gradient.all_metadata, s.marker))
+    return replace_attribute(
+        tg_gradient, "all_metadata", GradientMarks(tg_gradient.all_metadata, s.marker)
+    )
 
 
 def keep_marks(s: Session) -> Undo:
@@ -684,10 +740,13 @@ def follow_schedules(s: Session) -> Undo:
         return s.scheduled(big_sink, plain_create)
 
     watched = PatternMatcher(
-        [(p, lower_sink_to_linear if f is plain_lower else f) for p, f in plain_pm.patterns])
-    return _both(replace_attribute(tg_tensor, "transform_to_call", transform_to_call),
-                 replace_attribute(tg_tensor, "create_linear_with_vars", create_linear_with_vars),
-                 replace_attribute(tg_schedule, "pm_schedule", watched))
+        [(p, lower_sink_to_linear if f is plain_lower else f) for p, f in plain_pm.patterns]
+    )
+    return _both(
+        replace_attribute(tg_tensor, "transform_to_call", transform_to_call),
+        replace_attribute(tg_tensor, "create_linear_with_vars", create_linear_with_vars),
+        replace_attribute(tg_schedule, "pm_schedule", watched),
+    )
 
 
 def lower_sink_to_linear(function: UOp) -> UOp | None:
@@ -697,7 +756,7 @@ def lower_sink_to_linear(function: UOp) -> UOp | None:
 
 def _watched_lower(function: UOp) -> UOp | None:
     if _session is None:
-        return tg_schedule.lower_sink_to_linear(function)  # type: ignore[no-any-return]
+        return tg_schedule.lower_sink_to_linear(function)
     return _session.lower(function, tg_schedule.lower_sink_to_linear)
 
 
@@ -711,14 +770,16 @@ def follow_jit(s: Session) -> Undo:
             s.jit_lowered(linear, lowered)
         except Exception as e:
             s._fault("jit", e)
-        return lowered  # type: ignore[no-any-return]
+        return lowered
 
     def add_linear(self: Any, linear: UOp, var_vals: dict[str, int]) -> None:
         s.jit_linear = linear
         plain_add(self, linear, var_vals)
 
-    return _both(replace_attribute(tg_jit, "jit_lower", jit_lower),
-                 replace_attribute(tg_jit._TinyJit, "add_linear", add_linear))
+    return _both(
+        replace_attribute(tg_jit, "jit_lower", jit_lower),
+        replace_attribute(tg_jit._TinyJit, "add_linear", add_linear),
+    )
 
 
 def time_kernels(s: Session) -> Undo:
@@ -741,18 +802,21 @@ def time_kernels(s: Session) -> Undo:
         with steps.receiving(s.received):
             result = plain_compile(linear)
         if result is not linear:
-            s.events.append(model.Event("compile", f"{len(linear.src)} kernels", started,
-                                        s.now() - started))
-        return result  # type: ignore[no-any-return]
+            s.events.append(
+                model.Event("compile", f"{len(linear.src)} kernels", started, s.now() - started)
+            )
+        return result
 
     s.spool.mkdir(exist_ok=True)
     compile_kernel = functools.partial(steps.compile_kernel, str(s.spool), s.level)
-    return _both(replace_attribute(tg_realize, "_compile_kernel", compile_kernel),
-                 replace_attribute(tg_realize, "run_linear", run_linear),
-                 replace_attribute(tg_tensor, "run_linear", run_linear),
-                 replace_attribute(tg_jit, "run_linear", run_linear),
-                 replace_attribute(tg_realize, "track_stats", track_stats),
-                 replace_attribute(tg_realize, "lower_and_compile", lower_and_compile))
+    return _both(
+        replace_attribute(tg_realize, "_compile_kernel", compile_kernel),
+        replace_attribute(tg_realize, "run_linear", run_linear),
+        replace_attribute(tg_tensor, "run_linear", run_linear),
+        replace_attribute(tg_jit, "run_linear", run_linear),
+        replace_attribute(tg_realize, "track_stats", track_stats),
+        replace_attribute(tg_realize, "lower_and_compile", lower_and_compile),
+    )
 
 
 def watch_memory(s: Session) -> Undo:
@@ -772,8 +836,10 @@ def watch_memory(s: Session) -> Undo:
         if self._base is None and not self.device.startswith(("DISK", "NPY", "PYTHON")):
             s.memory_changed(self, -self.nbytes)
 
-    return _both(replace_attribute(Buffer, "allocate", allocate),
-                 replace_attribute(Buffer, "deallocate", deallocate))
+    return _both(
+        replace_attribute(Buffer, "allocate", allocate),
+        replace_attribute(Buffer, "deallocate", deallocate),
+    )
 
 
 PATCHES: tuple[Callable[[Session], Undo], ...] = (

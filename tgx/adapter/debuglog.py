@@ -1,21 +1,22 @@
-"""A ``DEBUG=2`` … ``7`` log of any tinygrad run becomes a trace: a Jetson's or a colleague's log opens like the rest.
+"""A ``DEBUG=2`` … ``7`` log of any tinygrad run becomes a trace: a Jetson's or a colleague's log
+opens like the rest.
 
 What tinygrad prints, by level:
 
-    2  *** CUDA       12 r_64_16          arg  3 mem   0.01 GB tm     12.34us/     1.20ms (  120 GFLOPS …)
-    3  scheduled    12 kernels in …       and      r_64_16   opts: (Opt(op=OptOps.UPCAST, …),)
-    4  every kernel's source
-    7  every kernel's machine code, and every allocation
+    2  *** CUDA       12 r_64_16          arg  3 mem   0.01 GB tm     12.34us/     1.20ms (  120
+    GFLOPS …) 3  scheduled    12 kernels in …       and      r_64_16   opts: (Opt(op=OptOps.UPCAST,
+    …),) 4  every kernel's source 7  every kernel's machine code, and every allocation
 
-A log says nothing about lines of the program, operations or reasons, and the trace says that it does not. This module
-needs no tinygrad, and reads a log from a stranger: lines and file are bounded, and unknown lines are the program's own.
+A log says nothing about lines of the program, operations or reasons, and the trace says that it
+does not. This module needs no tinygrad, and reads a log from a stranger: lines and file are
+bounded, and unknown lines are the program's own.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,10 +32,12 @@ ANSI = re.compile(r"\x1b\[(?:K|.*?m)")
 LAUNCH = re.compile(
     r"\*\*\* (?P<device>[\w:]+) +(?P<number>\d+) (?P<name>.+?) +arg +(?P<args>\d+) "
     r"mem +(?P<mem>[\d.]+) GB(?: tm +(?P<time>[\d.]+)(?P<unit>us|ms|s )/ +[\d.]+ms "
-    r"\( *(?P<gflops>[\d.]+) (?P<scale>[GT])FLOPS +(?P<mems>\d+)\|(?P<lds>\d+) +(?P<mscale>[GT])B/s\))?"
+    r"\( *(?P<gflops>[\d.]+) (?P<scale>[GT])FLOPS +(?P<mems>\d+)\|"
+    r"(?P<lds>\d+) +(?P<mscale>[GT])B/s\))?"
 )
 SCHEDULED = re.compile(
-    r"scheduled +(?P<kernels>\d+) kernels in +(?P<ms>[\d.]+) ms \| +(?P<cache>CACHE MISS|cache hit) "
+    r"scheduled +(?P<kernels>\d+) kernels in +(?P<ms>[\d.]+) ms \| +"
+    r"(?P<cache>CACHE MISS|cache hit) "
     r"(?P<key>[0-9a-f]+) \| +\d+ uops in cache(?: \| (?P<file>.+):(?P<line>\d+))?"
 )
 OPTS = re.compile(r"(?P<name>\w+) +opts: (?P<opts>\(.*\))$")
@@ -96,11 +99,16 @@ def read(path: str | Path) -> model.Trace:
     path = Path(path)
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise BadInput(f"{path} has more than {MOST_BYTES >> 20} MB", "a DEBUG log",
-                           "cut it: the first part of a log is a log too")
+            raise BadInput(
+                f"{path} has more than {MOST_BYTES >> 20} MB",
+                "a DEBUG log",
+                "cut it: the first part of a log is a log too",
+            )
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as e:
-        raise BadInput(f"{path} cannot be read: {e.strerror}", "a log of a run with DEBUG=2") from None
+        raise BadInput(
+            f"{path} cannot be read: {e.strerror}", "a log of a run with DEBUG=2"
+        ) from None
     return parse(text, path.name)
 
 
@@ -118,8 +126,10 @@ def parse(text: str, name: str = "log") -> model.Trace:
     _sources(log, code)
     if not log.kernels:
         raise BadInput(
-            f"{name} has no kernel launch in it", "lines that begin with ***, as DEBUG=2 prints",
-            "DEBUG=2 python script.py > log.txt 2>&1")
+            f"{name} has no kernel launch in it",
+            "lines that begin with ***, as DEBUG=2 prints",
+            "DEBUG=2 python script.py > log.txt 2>&1",
+        )
     return _trace(log, name)
 
 
@@ -130,8 +140,12 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _begins_code(line: str) -> bool:
-    return bool(DEFINITION.match(line) or PREAMBLE.match(line) or LISTING.match(line)
-                or ASSEMBLY.match(line))
+    return bool(
+        DEFINITION.match(line)
+        or PREAMBLE.match(line)
+        or LISTING.match(line)
+        or ASSEMBLY.match(line)
+    )
 
 
 # **** lines tinygrad prints itself ****
@@ -178,9 +192,15 @@ def _scheduled(log: _Log, found: re.Match[str]) -> None:
         path, line = Path(found["file"]).name, int(found["line"])
         log.files.setdefault(path, len(log.files))
         frame = log.frames.setdefault((path, line), len(log.frames))
-    log.events.append(model.Event(
-        "schedule", f"{found['kernels']} kernels, {found['cache'].lower()}", log.clock,
-        float(found["ms"]) * 1e3, frame))
+    log.events.append(
+        model.Event(
+            "schedule",
+            f"{found['kernels']} kernels, {found['cache'].lower()}",
+            log.clock,
+            float(found["ms"]) * 1e3,
+            frame,
+        )
+    )
 
 
 def _opts(text: str) -> Iterator[model.Opt]:
@@ -244,7 +264,9 @@ def _sources(log: _Log, lines: list[str]) -> None:
 
 def function_name(name: str) -> str:
     """A kernel's function: tinygrad writes characters a function cannot have as hex."""
-    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else f"{ord(c):02X}" for c in name)
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c == "_") else f"{ord(c):02X}" for c in name
+    )
 
 
 def _language(text: str) -> str:
@@ -257,7 +279,9 @@ def _language(text: str) -> str:
 
 
 def _trace(log: _Log, name: str) -> model.Trace:
-    programs, kernels, timings = [], [], []
+    programs: list[model.Program] = []
+    kernels: list[model.Kernel] = []
+    timings: list[model.Timing] = []
     for seen in log.kernels.values():
         copy = seen.name.startswith(("copy ", "enc/dec"))
         program = -1
@@ -265,28 +289,63 @@ def _trace(log: _Log, name: str) -> model.Trace:
         if not copy:
             program = len(programs)
             panes = log.code.get(function, {})
-            programs.append(model.Program(
-                program, seen.name, seen.device, opts=log.opts.get(function, ()),
-                code=tuple(model.Code(level, text, _language(text) if level == "source" else "asm")
-                           for level, text in panes.items()),
-                flops=seen.flops, bytes=seen.nbytes))
-        kernels.append(model.Kernel(
-            seen.id, seen.name, seen.name, seen.device, "data" if copy else "forward",
-            "copy" if copy else "kernel", 0, program, flops=seen.flops, bytes=seen.nbytes))
+            programs.append(
+                model.Program(
+                    program,
+                    seen.name,
+                    seen.device,
+                    opts=log.opts.get(function, ()),
+                    code=tuple(
+                        model.Code(level, text, _language(text) if level == "source" else "asm")
+                        for level, text in panes.items()
+                    ),
+                    flops=seen.flops,
+                    bytes=seen.nbytes,
+                )
+            )
+        kernels.append(
+            model.Kernel(
+                seen.id,
+                seen.name,
+                seen.name,
+                seen.device,
+                "data" if copy else "forward",
+                "copy" if copy else "kernel",
+                0,
+                program,
+                flops=seen.flops,
+                bytes=seen.nbytes,
+            )
+        )
         if seen.times:
-            timings.append(model.Timing(seen.id, len(seen.times), sum(seen.times),
-                                        min(seen.times), statistics.median(seen.times)))
-    missing = ("made from a DEBUG log, which names no operations, no source lines and no reasons: "
-               "tgx trace records them",)
+            timings.append(
+                model.Timing(
+                    seen.id,
+                    len(seen.times),
+                    sum(seen.times),
+                    min(seen.times),
+                    statistics.median(seen.times),
+                )
+            )
+    missing = (
+        "made from a DEBUG log, which names no operations, no source lines and no reasons: "
+        "tgx trace records them",
+    )
     return model.Trace(
         environment=model.Environment(program=name, device=", ".join(log.devices), missing=missing),
         files=tuple(model.File(n, path) for path, n in log.files.items()),
-        frames=tuple(model.Frame(n, log.files[path], line)
-                     for (path, line), n in log.frames.items()),
-        programs=tuple(programs), kernels=tuple(kernels),
+        frames=tuple(
+            model.Frame(n, log.files[path], line) for (path, line), n in log.frames.items()
+        ),
+        programs=tuple(programs),
+        kernels=tuple(kernels),
         schedules=(model.Schedule(0, tuple(dict.fromkeys(log.order)), name="log"),),
-        realizes=(model.Realize(0, 0, 0.0, log.clock),), runs=tuple(log.runs),
-        timings=tuple(timings), memory=tuple(log.memory), events=tuple(log.events))
+        realizes=(model.Realize(0, 0, 0.0, log.clock),),
+        runs=tuple(log.runs),
+        timings=tuple(timings),
+        memory=tuple(log.memory),
+        events=tuple(log.events),
+    )
 
 
 def names_and_counts(trace: model.Trace) -> dict[str, int]:
@@ -296,6 +355,3 @@ def names_and_counts(trace: model.Trace) -> dict[str, int]:
         timing = trace.timing(k.id)
         counts[k.tinygrad_name] = counts.get(k.tinygrad_name, 0) + (timing.calls if timing else 0)
     return counts
-
-
-__all__ = ["Iterable", "names_and_counts", "parse", "read"]

@@ -1,7 +1,8 @@
 """Loop nests: a kernel's loops before and after each optimisation.
 
-tinygrad applies a list of Opts to a kernel's AST, all at once from outside. Here they are applied again one at a time,
-and the loops written down in between. The replay is checked: it has to end in the AST tinygrad compiled.
+tinygrad applies a list of Opts to a kernel's AST, all at once from outside. Here they are applied
+again one at a time, and the loops written down in between. The replay is checked: it has to end in
+the AST tinygrad compiled.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def nest(scheduler: Scheduler) -> tuple[model.Loop, ...]:
     return tuple(out)
 
 
-def replay(ast: UOp, renderer: Any, opts: tuple[Opt, ...]) -> tuple[
-        tuple[model.Opt, ...], tuple[model.Loop, ...], UOp | None]:
+def replay(
+    ast: UOp, renderer: Any, opts: tuple[Opt, ...]
+) -> tuple[tuple[model.Opt, ...], tuple[model.Loop, ...], UOp | None]:
     """(opts with the loops around each, the final loops, the AST they give) of a kernel."""
     scheduler = Scheduler(ast, renderer)
     scheduler.convert_loop_to_global()

@@ -1,4 +1,5 @@
-"""Names people can read: of buffers, from the user's own variables; of kernels, from what they compute."""
+"""Names people can read: of buffers, from the user's own variables; of kernels, from what they
+compute."""
 
 from __future__ import annotations
 
@@ -17,18 +18,85 @@ DEPTH = 6
 
 # operations that only carry or shape values: a name lists them only if there is nothing else
 QUIET = {
-    "tensor", "contiguous", "cast", "reshape", "permute", "expand", "view", "flatten", "transpose", "shrink",
-    "pad", "getitem", "broadcast", "broadcast_to", "detach", "unsqueeze", "squeeze", "movement", "to", "clone",
-    "unknown", "float", "half", "assign", "flip", "stack", "cat", "item", "numpy", "tolist", "realize",
-    "const_like", "bitcast", "data", "empty", "full", "zeros", "ones", "zeros_like", "ones_like", "repeat",
-    "requires_grad_", "is_param_", "replace", "backward", "gradient", "shard", "unbind", "copy",
-}  # fmt: skip
+    "tensor",
+    "contiguous",
+    "cast",
+    "reshape",
+    "permute",
+    "expand",
+    "view",
+    "flatten",
+    "transpose",
+    "shrink",
+    "pad",
+    "getitem",
+    "broadcast",
+    "broadcast_to",
+    "detach",
+    "unsqueeze",
+    "squeeze",
+    "movement",
+    "to",
+    "clone",
+    "unknown",
+    "float",
+    "half",
+    "assign",
+    "flip",
+    "stack",
+    "cat",
+    "item",
+    "numpy",
+    "tolist",
+    "realize",
+    "const_like",
+    "bitcast",
+    "data",
+    "empty",
+    "full",
+    "zeros",
+    "ones",
+    "zeros_like",
+    "ones_like",
+    "repeat",
+    "requires_grad_",
+    "is_param_",
+    "replace",
+    "backward",
+    "gradient",
+    "shard",
+    "unbind",
+    "copy",
+}
 
 FILLING = {
-    "rand", "randn", "randint", "uniform", "normal", "scaled_uniform", "glorot_uniform", "kaiming_uniform",
-    "kaiming_normal", "zeros", "ones", "full", "arange", "eye", "empty", "linspace", "manual_seed", "tensor",
-    "zeros_like", "ones_like", "full_like", "rand_like", "randperm", "multinomial_", "from_blob", "randn_like",
-}  # fmt: skip
+    "rand",
+    "randn",
+    "randint",
+    "uniform",
+    "normal",
+    "scaled_uniform",
+    "glorot_uniform",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "eye",
+    "empty",
+    "linspace",
+    "manual_seed",
+    "tensor",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randperm",
+    "multinomial_",
+    "from_blob",
+    "randn_like",
+}
 """Operations that make values from nothing: initial weights, ranges, constants."""
 
 
@@ -121,9 +189,16 @@ def operation(record: OriginRecord) -> str:
     return record.op
 
 
-def kernel(records: Sequence[OriginRecord], origins: Origins, writes: Iterable[str],
-           reads: Iterable[str], phase: str, kind: str, target: str = "",
-           devices: str = "") -> str:
+def kernel(
+    records: Sequence[OriginRecord],
+    origins: Origins,
+    writes: Iterable[str],
+    reads: Iterable[str],
+    phase: str,
+    kind: str,
+    target: str = "",
+    devices: str = "",
+) -> str:
     """A kernel's name: ``conv1 + bias + relu``, ``∂w2``, ``adam: w1``.
 
     ``records`` are the origins of what it computes, in order; ``writes`` and ``reads`` the names of

@@ -1,12 +1,12 @@
 """Where a node of the Tensor graph comes from: the user's line and the operation he called.
 
-While a trace records, every new UOp of the Tensor graph carries a *mark* in its ``__dict__``: a tuple of
-origin numbers. An origin is one place on the call stack, interned by the whole stack of (code object,
-instruction), so recording one costs a walk over the frames and a dictionary look-up.
+While a trace records, every new UOp of the Tensor graph carries a *mark* in its ``__dict__``: a
+tuple of origin numbers. An origin is one place on the call stack, interned by the whole stack of
+(code object, instruction), so recording one costs a walk over the frames and a dictionary look-up.
 
 The backward pass marks itself: tinygrad's `compute_gradient` copies metadata from a forward node to
-everything new in its gradient, so a stand-in for its `all_metadata` dictionary (`GradientMarks`) sees
-each pair of forward and gradient node at no cost of understanding the rules.
+everything new in its gradient, so a stand-in for its `all_metadata` dictionary (`GradientMarks`)
+sees each pair of forward and gradient node at no cost of understanding the rules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Place:
 class OriginRecord:
     """What `Origins` knows of an origin; `tgx.model.Origin` is made from it.
 
-    ``places`` are outermost first; ``user`` is the index of the innermost that is the user's own, or -1.
+    ``places`` are outermost first; ``user`` is the index of the innermost that is the user's own,
+    or -1.
     """
 
     id: int
@@ -56,17 +57,40 @@ class OriginRecord:
 
 # Methods whose name is not what one would call the operation.
 SPOKEN = {
-    "__matmul__": "matmul", "__rmatmul__": "matmul", "__getitem__": "getitem",
-    "__setitem__": "setitem", "__truediv__": "div", "__rtruediv__": "div", "__invert__": "not",
-    "__init__": "tensor", "_buffer": "contiguous", "_data": "contiguous", "alu": "alu",
-    "_broadcasted": "broadcast", "_mop": "movement", "_rop": "reduce",
-}  # fmt: skip
+    "__matmul__": "matmul",
+    "__rmatmul__": "matmul",
+    "__getitem__": "getitem",
+    "__setitem__": "setitem",
+    "__truediv__": "div",
+    "__rtruediv__": "div",
+    "__invert__": "not",
+    "__init__": "tensor",
+    "_buffer": "contiguous",
+    "_data": "contiguous",
+    "alu": "alu",
+    "_broadcasted": "broadcast",
+    "_mop": "movement",
+    "_rop": "reduce",
+}
 
 # Frames of tinygrad that are machinery, never the operation the user called.
 MACHINERY = {
-    "_wrapper", "_metadata_wrapper", "_apply_uop", "_wrap_uop", "__call__", "<lambda>", "<listcomp>",
-    "<genexpr>", "<dictcomp>", "wrapper", "wrapped", "inner", "__iter__", "decorator", "realize",
-}  # fmt: skip
+    "_wrapper",
+    "_metadata_wrapper",
+    "_apply_uop",
+    "_wrap_uop",
+    "__call__",
+    "<lambda>",
+    "<listcomp>",
+    "<genexpr>",
+    "<dictcomp>",
+    "wrapper",
+    "wrapped",
+    "inner",
+    "__iter__",
+    "decorator",
+    "realize",
+}
 
 # Reading a value makes a copy or a cast first: those nodes are for moving data.
 READING = {"numpy", "item", "tolist", "data", "_data", "_buffer"}
@@ -86,8 +110,21 @@ def spoken(name: str) -> str:
     return name.lstrip("_")
 
 
-_ARITHMETIC = {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or",
-               "xor", "lshift", "rshift"}  # fmt: skip
+_ARITHMETIC = {
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+}
 
 
 class Origins:
@@ -109,17 +146,26 @@ class Origins:
         self._positions: dict[int, list[tuple[Any, ...]]] = {}
         self.unknown = self._new("unknown", "data", (), (), -1)
 
-    def _new(self, op: str, phase: str, via: tuple[str, ...], places: tuple[Place, ...],
-             user: int, forward: int = -1, label: str = "") -> int:
+    def _new(
+        self,
+        op: str,
+        phase: str,
+        via: tuple[str, ...],
+        places: tuple[Place, ...],
+        user: int,
+        forward: int = -1,
+        label: str = "",
+    ) -> int:
         self.records.append(
-            OriginRecord(len(self.records), op, phase, via, places, user, forward, label))
+            OriginRecord(len(self.records), op, phase, via, places, user, forward, label)
+        )
         return len(self.records) - 1
 
     def kind(self, path: str) -> str:
         """Whose code a file is: "library" (tinygrad), "user", or "other" (Python's own, ours)."""
         if path.startswith(self.library):
             return "library"
-        if path.startswith(self.ours) or path.startswith("<frozen"):
+        if path.startswith((self.ours, "<frozen")):
             return "other"
         if path.startswith(self.standard) and not path.startswith(self.packages):
             return "other"
@@ -153,7 +199,7 @@ class Origins:
         keep = [i for i, k in enumerate(kinds) if k != "other"]
         frames, kinds = [frames[i] for i in keep], [kinds[i] for i in keep]
         user = max((i for i, k in enumerate(kinds) if k == "user"), default=-1)
-        inside = frames[user + 1:]
+        inside = frames[user + 1 :]
         op, via, phase, label = self._operation(inside, hint)
         places = tuple(self.place(f) for f in frames)
         return self._new(op, phase, via, places, user, label=label)
@@ -171,13 +217,15 @@ class Origins:
             column = end = -1
         return Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
 
-    def _operation(self, inside: list[FrameType], hint: str
-                   ) -> tuple[str, tuple[str, ...], str, str]:
-        """(operation, chain of methods, phase, label) from the library's frames below the user's."""
+    def _operation(
+        self, inside: list[FrameType], hint: str
+    ) -> tuple[str, tuple[str, ...], str, str]:
+        """(operation, chain of methods, phase, label) from the library's frames below the
+        user's."""
         chain: list[str] = []
         phase, label = "forward", ""
         for f in inside:
-            path, name = f.f_code.co_filename[len(self.library):], f.f_code.co_name
+            path, name = f.f_code.co_filename[len(self.library) :], f.f_code.co_name
             path = path.replace(os.sep, "/")
             if path == "nn/optim.py":
                 phase, label = "optimizer", _optimizer_name(f) or label
@@ -190,7 +238,7 @@ class Origins:
         names = {f.f_code.co_name for f in inside}
         if phase == "optimizer" and not names & STEPPING:
             phase = "data"  # its state, being made
-        if names & READING and not chain[1:2] == ["cast"]:
+        if names & READING and chain[1:2] != ["cast"]:
             phase = "data" if phase == "forward" else phase
         chain = [c for c in chain if c != "__new__"] or [hint or "tensor"]
         return chain[0], tuple(chain), phase, label
@@ -266,8 +314,9 @@ class Metadata:
 
 
 class GradientMarks:
-    """A stand-in for `all_metadata` in `compute_gradient`, which asks it for the metadata of each forward
-    node and sets that of each gradient node. Tinygrad's own entries go on to the real dictionary."""
+    """A stand-in for `all_metadata` in `compute_gradient`, which asks it for the metadata of each
+    forward node and sets that of each gradient node. Tinygrad's own entries go on to the real
+    dictionary."""
 
     def __init__(self, real: Any, marker: Marker) -> None:
         self.real, self.marker = real, marker
@@ -302,8 +351,8 @@ class Marker:
     def mark(self, node: Any, depth: int = 2, known: tuple[Any, ...] = (), op: str = "") -> None:
         """Everything new below ``node`` comes from the calling line.
 
-        A node that has a mark was made by another line as well: the same computation written twice is one
-        node. It then has both, unless it is only passed through (one of ``known``).
+        A node that has a mark was made by another line as well: the same computation written twice
+        is one node. It then has both, unless it is only passed through (one of ``known``).
         """
         marks = node.__dict__.get(MARK)
         if marks is None:
@@ -352,8 +401,38 @@ class Marker:
 
 
 COMPUTES = {
-    "CAST", "BITCAST", "EXP2", "LOG2", "SIN", "SQRT", "RECIPROCAL", "NEG", "TRUNC", "ADD", "MUL", "SHL",
-    "SHR", "CDIV", "MAX", "CMOD", "CMPLT", "CMPNE", "CMPEQ", "XOR", "OR", "AND", "THREEFRY", "SUB", "FDIV",
-    "POW", "FLOORDIV", "FLOORMOD", "WHERE", "MULACC", "REDUCE", "WMMA", "ALLREDUCE",
-}  # fmt: skip
+    "CAST",
+    "BITCAST",
+    "EXP2",
+    "LOG2",
+    "SIN",
+    "SQRT",
+    "RECIPROCAL",
+    "NEG",
+    "TRUNC",
+    "ADD",
+    "MUL",
+    "SHL",
+    "SHR",
+    "CDIV",
+    "MAX",
+    "CMOD",
+    "CMPLT",
+    "CMPNE",
+    "CMPEQ",
+    "XOR",
+    "OR",
+    "AND",
+    "THREEFRY",
+    "SUB",
+    "FDIV",
+    "POW",
+    "FLOORDIV",
+    "FLOORMOD",
+    "WHERE",
+    "MULACC",
+    "REDUCE",
+    "WMMA",
+    "ALLREDUCE",
+}
 """Ops that compute something: the ones whose lines a kernel is made of."""

@@ -1,4 +1,5 @@
-"""A program's code at every level: what the renderer wrote, LLVM IR before and after optimisation, assembly."""
+"""A program's code at every level: what the renderer wrote, LLVM IR before and after optimisation,
+assembly."""
 
 from __future__ import annotations
 
@@ -40,8 +41,10 @@ def _compiler(device: str) -> Any:
 
 def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model.Code]:
     if hasattr(compiler, "optimized_ir"):  # TGX: its compiler shows every level itself
-        return [model.Code("ir_opt", compiler.optimized_ir(source), "llvm"),
-                model.Code("asm", compiler.assembly(source), "asm")]
+        return [
+            model.Code("ir_opt", compiler.optimized_ir(source), "llvm"),
+            model.Code("asm", compiler.assembly(source), "asm"),
+        ]
     if source.lstrip().startswith((".version", "//")) and ".visible" in source:
         return [model.Code("ptx", source, "ptx")]
     if binary[:4] == b"\x7fELF" or device.startswith("CPU"):
@@ -57,7 +60,11 @@ def disassembled(binary: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"
         path.write_bytes(binary)
-        done = subprocess.run([tool, "-d", "--no-show-raw-insn", str(path)], capture_output=True,
-                              text=True, timeout=30)
+        done = subprocess.run(
+            [tool, "-d", "--no-show-raw-insn", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     lines = done.stdout.splitlines()
     return "\n".join(line for line in lines if line and "file format" not in line)

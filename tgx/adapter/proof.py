@@ -1,7 +1,8 @@
-"""Proof of a boundary: the schedule again, with that one decision reversed and all others as they were.
+"""Proof of a boundary: the schedule again, with that one decision reversed and all others as they
+were.
 
-If the reason is true, the result has exactly one kernel fewer. What is computed then may be wrong (a store hazard
-reversed overwrites what it still reads) or slow; it is never run, only counted.
+If the reason is true, the result has exactly one kernel fewer. What is computed then may be wrong
+(a store hazard reversed overwrites what it still reads) or slow; it is never run, only counted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Identity = tuple[Tokens, str, int]
 
 
 def identities(decisions: list[Decision]) -> dict[int, Identity]:
-    """Each decision's name, the same in every replay: what is stored, by which line, and which of several."""
+    """Each decision's name, the same in every replay: what is stored, by which line, and which of
+    several."""
     count: dict[tuple[Tokens, str], int] = {}
     out = {}
     for d in decisions:
@@ -63,8 +65,9 @@ def prove(session: Session) -> Iterator[Proof]:
 
 
 def kernels_of(template: Template, without: Decision | int | None = None) -> int:
-    """How many kernels a graph becomes with its decisions frozen, except ``without``: a decision, or a
-    place in the graph of a STORE that fills an output (it is then not stored, but used where it is read)."""
+    """How many kernels a graph becomes with its decisions frozen, except ``without``: a decision,
+    or a place in the graph of a STORE that fills an output (it is then not stored, but used where
+    it is read)."""
     from tgx.adapter.capture import rebuild_graph
 
     nodes = rebuild_graph(template.structure)
@@ -90,12 +93,16 @@ def kernels_of(template: Template, without: Decision | int | None = None) -> int
 
     decisions = Decisions(follow, fate)
     if isinstance(without, int):
-        decisions.always = [template.decisions[i] for i in sorted(stored)
-                            if "run_rangeify" in template.decisions[i].rule]
+        decisions.always = [
+            template.decisions[i]
+            for i in sorted(stored)
+            if "run_rangeify" in template.decisions[i].rule
+        ]
     if dropped is not None and "_limit_bufs" in dropped[1]:
         # made by the last pass that makes any: taken out right after it
         follow.after["limit buffers"] = lambda sink: graph_rewrite(
-            sink, boundaries.pm_reverse, name="reverse a decision")
+            sink, boundaries.pm_reverse, name="reverse a decision"
+        )
     with following(follow), boundaries.deciding(decisions), _lenient(decisions):
         linear = tg_schedule.create_schedule(rangeify.get_kernel_graph(root))
     return len(linear.src)
@@ -118,7 +125,8 @@ def _lenient(decisions: Decisions) -> Iterator[None]:
     """A replay may read what it overwrites; and `Decisions` has to see the graph it decides on."""
     before = rangeify.to_define_global, rangeify.run_rangeify
     rangeify.to_define_global = PatternMatcher(
-        [(p, f) for p, f in before[0].patterns if f is not rangeify.find_bufs])
+        [(p, f) for p, f in before[0].patterns if f is not rangeify.find_bufs]
+    )
 
     def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
         decisions.root = sink

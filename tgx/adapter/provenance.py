@@ -1,13 +1,15 @@
 """Origins through the rewrites: which nodes of a kernel came from which nodes of the Tensor graph.
 
-tinygrad turns a Tensor graph into kernels by thousands of small rewrites and keeps no record. Two hooks see
-all of them: `RewriteContext` (a rule replaced a node) and `_rebuild_dtype` (a node is rebuilt because its
-sources changed). `Follow` is a set of notes about nodes that is carried along both.
+tinygrad turns a Tensor graph into kernels by thousands of small rewrites and keeps no record. Two
+hooks see all of them: `RewriteContext` (a rule replaced a node) and `_rebuild_dtype` (a node is
+rebuilt because its sources changed). `Follow` is a set of notes about nodes that is carried along
+both.
 
 A note is a tuple of small numbers, *tokens*. While a Tensor graph is put in order for the scheduler
-(`transform_to_call`), tokens are origins. While the scheduler works (`lower_sink_to_linear`), tokens are
-places in the graph it was given, so that its result, once followed, serves every later graph of the same
-structure: tinygrad's schedule cache answers for all of them, and each brings its own origins.
+(`transform_to_call`), tokens are origins. While the scheduler works (`lower_sink_to_linear`),
+tokens are places in the graph it was given, so that its result, once followed, serves every later
+graph of the same structure: tinygrad's schedule cache answers for all of them, and each brings its
+own origins.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Follow:
     """Notes on nodes, carried along the rewrites that happen while it is current.
 
     ``notes`` are tokens; ``stages`` says which boundary decision a STAGE or BUFFER node embodies;
-    ``calls`` has, for each kernel's CALL, the notes of its own AST (equal kernels share one AST, so a note on the AST's
-    nodes would mix them up). ``recorder``, where given, hears every change.
+    ``calls`` has, for each kernel's CALL, the notes of its own AST (equal kernels share one AST, so
+    a note on the AST's nodes would mix them up). ``recorder``, where given, hears every change.
     """
 
     def __init__(self, marks: bool = False, recorder: Any = None) -> None:
@@ -102,14 +104,15 @@ class Follow:
                 if n.op is Ops.STAGE or n.op is Ops.BUFFER:
                     self.stages.setdefault(n, stage)
         if fresh and pattern is not None and _merges(pattern):
-            # arithmetic that was folded into one node: the lines of what disappeared stand behind it
+            # arithmetic that was folded into one node: the lines of what disappeared stand behind
+            # it
             self._keep_vanished(old, new, set(fresh))
         elif not fresh and new.op in COMPUTING and note and not _below(old, new):
             layer[new] = union(self.get(new) or (), note)
         if old in self.calls and new.op is Ops.CALL:
             self.calls.setdefault(new, self.calls[old])
         elif self.split is not None and new.op is Ops.CALL:
-            root, notes = self.split
+            notes = self.split[1]
             self.split = None
             self.calls[new] = [self._in(notes, n) for n in new.src[0].toposort()]
         if self.watch is not None:
@@ -164,7 +167,8 @@ def current() -> Follow | None:
 
 
 def first_match(matcher: Any, node: UOp, ctx: Any) -> tuple[Any, Any]:
-    """(result, pattern) of the first rule that fires: `PatternMatcher.rewrite`, which does not say which."""
+    """(result, pattern) of the first rule that fires: `PatternMatcher.rewrite`, which does not say
+    which."""
     patterns = matcher.pdict.get(node.op)
     if patterns:
         have = node.__dict__.get("_src_ops")
@@ -191,7 +195,8 @@ class FollowedRewrite(RewriteContext):
         self.recorded = None
         if recorder is not None:
             self.recorded = recorder.begin(
-                self.name, caller.get("sink"), bpm is not None, bool(caller.get("walk")))
+                self.name, caller.get("sink"), bpm is not None, bool(caller.get("walk"))
+            )
 
     def pm_rewrite(self, x: UOp) -> UOp | None:
         result, pattern = first_match(self.pm, x, self.ctx)

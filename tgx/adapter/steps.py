@@ -1,10 +1,11 @@
 """Rewrites, step by step (``--level full``): which rule replaced which node by which.
 
-A step is four numbers. The nodes they speak of stand once in a table, so that the thousands of graphs between the first
-and the last cost no more than the nodes that differ.
+A step is four numbers. The nodes they speak of stand once in a table, so that the thousands of
+graphs between the first and the last cost no more than the nodes that differ.
 
-Kernels are compiled in worker processes. `compile_kernel` takes the place of tinygrad's own function there; what it
-observes goes into a file as a small trace of its own, and is joined to the whole at the end.
+Kernels are compiled in worker processes. `compile_kernel` takes the place of tinygrad's own
+function there; what it observes goes into a file as a small trace of its own, and is joined to the
+whole at the end.
 """
 
 from __future__ import annotations
@@ -112,27 +113,49 @@ class StepRecorder:
 
         rows = self.rows
         table = model.Graph(
-            0, "table", "", tuple(n.op.name for n in nodes), tuple(map(dtype, nodes)), (),
+            0,
+            "table",
+            "",
+            tuple(n.op.name for n in nodes),
+            tuple(map(dtype, nodes)),
+            (),
             tuple(argument_text(n) for n in nodes),
-            tuple(tuple(rows[s] for s in n.src) for n in nodes))
+            tuple(tuple(rows[s] for s in n.src) for n in nodes),
+        )
         files: dict[str, int] = {}
         rules = []
         for (path, line), number in self.rules.items():
             file = files.setdefault(path, len(files))
             rules.append(model.Rule(number, file, line, *_rule_text(path, line)))
         passes = tuple(
-            model.Pass(i, p.name, table=0, before=p.before, after=p.after, depth=p.depth,
-                       bottom_up=p.bottom_up, walk=p.walk, matches=p.matches,
-                       steps=tuple(p.steps), **passes_of)
-            for i, p in enumerate(self.passes) if p.after >= 0)
+            model.Pass(
+                i,
+                p.name,
+                table=0,
+                before=p.before,
+                after=p.after,
+                depth=p.depth,
+                bottom_up=p.bottom_up,
+                walk=p.walk,
+                matches=p.matches,
+                steps=tuple(p.steps),
+                **passes_of,
+            )
+            for i, p in enumerate(self.passes)
+            if p.after >= 0
+        )
         return model.Trace(
             files=tuple(model.File(n, path, False) for path, n in files.items()),
-            graphs=(table,), rules=tuple(rules), passes=passes)
+            graphs=(table,),
+            rules=tuple(rules),
+            passes=passes,
+        )
 
 
 @functools.cache
 def _rule_text(path: str, line: int) -> tuple[str, str]:
-    """(source text, rewriter's name) of a rule: its first line, and on to its end if it is short."""
+    """(source text, rewriter's name) of a rule: its first line, and on to its end if it is
+    short."""
     import linecache
 
     text = linecache.getline(path, line).strip()
@@ -177,8 +200,9 @@ def _watch_opts(facts: _Facts) -> Iterator[None]:
         tg_codegen.apply_opts = plain
 
 
-def compile_kernel(folder: str, level: str, x: tuple[int, tuple[UOp, Any], dict[str, Any]]
-                   ) -> tuple[int, UOp]:
+def compile_kernel(
+    folder: str, level: str, x: tuple[int, tuple[UOp, Any], dict[str, Any]]
+) -> tuple[int, UOp]:
     """tinygrad's `_compile_kernel`, observed. Runs in a worker process, or in this one."""
     number, (ast, renderer), context = x
     with Context(**context):
@@ -206,8 +230,9 @@ def receiving(receive: Callable[[model.Trace], None]) -> Iterator[None]:
         _receive = before
 
 
-def observed(ast: UOp, renderer: Any, level: str,
-             build: Callable[[UOp, Any], UOp] | None = None) -> tuple[UOp, model.Trace]:
+def observed(
+    ast: UOp, renderer: Any, level: str, build: Callable[[UOp, Any], UOp] | None = None
+) -> tuple[UOp, model.Trace]:
     """A kernel compiled, and what was seen of it as a trace with one program."""
     build = build or tg_codegen.to_program
     facts = _Facts()
@@ -231,8 +256,15 @@ def observed(ast: UOp, renderer: Any, level: str,
 
         fragment = recorder.records(str, {"program": -1})
         sources = tuple(follow.get(n) or () for n in closed(program.src[1].src))
-    record = model.Program(0, program.arg.name, key=program.key.hex(), opts=opts, loops=final,
-                           compile_us=took, sources=sources)
+    record = model.Program(
+        0,
+        program.arg.name,
+        key=program.key.hex(),
+        opts=opts,
+        loops=final,
+        compile_us=took,
+        sources=sources,
+    )
     return program, replace(fragment, programs=(record,))
 
 
@@ -259,8 +291,9 @@ def again(ast: UOp, renderer: Any, program: UOp, level: str) -> model.Trace:
     finally:
         tg_codegen.apply_opts = plain
     opts, final = _loops(facts, program)
-    return model.Trace(programs=(model.Program(0, "", key=program.key.hex(), opts=opts,
-                                               loops=final),))
+    return model.Trace(
+        programs=(model.Program(0, "", key=program.key.hex(), opts=opts, loops=final),)
+    )
 
 
 def _loops(facts: _Facts, program: UOp) -> tuple[tuple[model.Opt, ...], tuple[model.Loop, ...]]:
@@ -284,8 +317,9 @@ def fragments(folder: Path) -> Iterator[model.Trace]:
                 continue  # a worker that was killed in the middle of a line
 
 
-def joined(recorder: Any, fragment: model.Trace, schedule: int = -1, program: int = -1) -> Iterator[
-        tuple[str, Any]]:
+def joined(
+    recorder: Any, fragment: model.Trace, schedule: int = -1, program: int = -1
+) -> Iterator[tuple[str, Any]]:
     """A fragment's records with the numbers they have in the whole."""
     rules: dict[int, int] = {-1: -1}
     for r in fragment.rules:
@@ -301,9 +335,17 @@ def joined(recorder: Any, fragment: model.Trace, schedule: int = -1, program: in
         recorder.graphs += 1
         yield "graphs", replace(g, id=tables[g.id])
     for p in fragment.passes:
-        yield "passes", replace(
-            p, id=recorder.pass_count, table=tables[p.table], schedule=schedule, program=program,
-            steps=_renumbered(p.steps, rules))
+        yield (
+            "passes",
+            replace(
+                p,
+                id=recorder.pass_count,
+                table=tables[p.table],
+                schedule=schedule,
+                program=program,
+                steps=_renumbered(p.steps, rules),
+            ),
+        )
         recorder.pass_count += 1
 
 

@@ -14,6 +14,7 @@ from tinygrad.uop.ops import Ops, UOp, sym_infer
 from tgx import codec, model
 from tgx.adapter import names
 from tgx.adapter.boundaries import KEPT, OPAQUE, REASONS, Decision
+from tgx.adapter.extract import text_of
 from tgx.adapter.origins import Marks, OriginRecord, Origins, Place
 from tgx.adapter.provenance import COMPUTING, SHARED, Tokens, data_nodes
 
@@ -59,8 +60,9 @@ def argument_text(node: UOp) -> str:
 class Recorder:
     """Gives ids, keeps what later records refer to, and writes."""
 
-    def __init__(self, writer: codec.Writer, origins: Origins,
-                 environment: model.Environment) -> None:
+    def __init__(
+        self, writer: codec.Writer, origins: Origins, environment: model.Environment
+    ) -> None:
         self.writer, self.origins, self.environment = writer, origins, environment
         self.files: dict[str, int] = {}
         self.frames: dict[Place, int] = {}
@@ -73,7 +75,9 @@ class Recorder:
         self.program_records: dict[int, model.Program] = {}
         self.asts: dict[int, UOp] = {}
         self.realizes: dict[int, model.Realize] = {}
-        self.arguments: dict[int, list[int]] = {}  # kernel -> buffers, in the order of its arguments
+        self.arguments: dict[
+            int, list[int]
+        ] = {}  # kernel -> buffers, in the order of its arguments
         self.graphs = self.boundaries = self.pass_count = 0
         self.rules: dict[tuple[str, int], int] = {}
         self.costs: dict[int, tuple[int, int]] = {}
@@ -99,22 +103,32 @@ class Recorder:
     def short(self, path: str) -> str:
         """A path that says the same on every machine."""
         if path.startswith(self.origins.library):
-            return "tinygrad/" + path[len(self.origins.library):].replace(os.sep, "/")
+            return "tinygrad/" + path[len(self.origins.library) :].replace(os.sep, "/")
         for base in (*self.origins.packages, *sys.path):
             base = os.path.abspath(base).rstrip(os.sep) + os.sep if base else ""
             if base and base in self.origins.packages and path.startswith(base):
-                return path[len(base):].replace(os.sep, "/")
+                return path[len(base) :].replace(os.sep, "/")
         full = os.path.abspath(path)
         if self.root and full.startswith(self.root):
-            return full[len(self.root):].replace(os.sep, "/")
+            return full[len(self.root) :].replace(os.sep, "/")
         return "/".join(full.split(os.sep)[-2:]) if os.sep in path else path
 
     def frame(self, place: Place) -> int:
         if place not in self.frames:
             self.frames[place] = len(self.frames)
-            self.waiting.append(("frames", model.Frame(
-                self.frames[place], self.file(place.path), place.line, place.function,
-                place.column, place.end_column)))
+            self.waiting.append(
+                (
+                    "frames",
+                    model.Frame(
+                        self.frames[place],
+                        self.file(place.path),
+                        place.line,
+                        place.function,
+                        place.column,
+                        place.end_column,
+                    ),
+                )
+            )
         return self.frames[place]
 
     def frame_of(self, origin: int) -> int:
@@ -127,9 +141,21 @@ class Recorder:
             self.written_origins.add(number)
             r = self.origins.records[number]
             forward = self.origin(r.forward) if r.forward >= 0 else -1
-            self.waiting.append(("origins", model.Origin(
-                number, r.op, self.frame_of(number), r.phase, forward, r.via,
-                tuple(self.frame(p) for p in r.places), (r.label,) if r.label else ())))
+            self.waiting.append(
+                (
+                    "origins",
+                    model.Origin(
+                        number,
+                        r.op,
+                        self.frame_of(number),
+                        r.phase,
+                        forward,
+                        r.via,
+                        tuple(self.frame(p) for p in r.places),
+                        (r.label,) if r.label else (),
+                    ),
+                )
+            )
         return number
 
     def flush(self) -> None:
@@ -140,9 +166,15 @@ class Recorder:
 
     # **** graphs ****
 
-    def graph(self, kind: str, name: str, nodes: Sequence[UOp],
-              origins: Sequence[Marks] = (), labels: dict[UOp, str] | None = None,
-              roots: Sequence[UOp] = ()) -> int:
+    def graph(
+        self,
+        kind: str,
+        name: str,
+        nodes: Sequence[UOp],
+        origins: Sequence[Marks] = (),
+        labels: dict[UOp, str] | None = None,
+        roots: Sequence[UOp] = (),
+    ) -> int:
         place = {n: i for i, n in enumerate(nodes)}
         known = self.origins.records
         ops = [next((known[m].op for m in marks), "") for marks in origins]
@@ -151,34 +183,57 @@ class Recorder:
         self.graphs += 1
         for m in {m for marks in origins for m in marks}:
             self.origin(m)
-        self.waiting.append(("graphs", model.Graph(
-            number, kind, name, tuple(n.op.name for n in nodes),
-            tuple(dtype_name(n.dtype) for n in nodes), tuple(_shape(n) for n in nodes),
-            tuple(argument_text(n) for n in nodes),
-            tuple(tuple(place[s] for s in n.src if s in place) for n in nodes),
-            tuple(origins), (), tuple(phases), tuple(ops),
-            tuple((labels or {}).get(n, "") for n in nodes) if labels else (),
-            tuple(place[r] for r in roots))))
+        self.waiting.append(
+            (
+                "graphs",
+                model.Graph(
+                    number,
+                    kind,
+                    name,
+                    tuple(n.op.name for n in nodes),
+                    tuple(dtype_name(n.dtype) for n in nodes),
+                    tuple(_shape(n) for n in nodes) if kind == "lazy" else (),
+                    tuple(argument_text(n) for n in nodes),
+                    tuple(tuple(place[s] for s in n.src if s in place) for n in nodes),
+                    tuple(origins),
+                    (),
+                    tuple(phases),
+                    tuple(ops),
+                    tuple((labels or {}).get(n, "") for n in nodes) if labels else (),
+                    tuple(place[r] for r in roots),
+                ),
+            )
+        )
         return number
 
     # **** schedules ****
 
-    def schedule(self, lowered: list[Lowered], kernels: list[tuple[TemplateKernel, Template]],
-                 calls: Sequence[UOp], asked: int, arguments: list[str], jit: str) -> int:
+    def schedule(
+        self,
+        lowered: list[Lowered],
+        kernels: list[tuple[TemplateKernel, Template]],
+        calls: Sequence[UOp],
+        asked: int,
+        arguments: list[str],
+        jit: str,
+    ) -> int:
         number = len(self.schedules)
         outer = lowered[-1]
         assert outer.function is not None
         nodes = list(outer.function.toposort())
-        labels = {n: arguments[n.arg.slot] for n in nodes
-                  if n.op is Ops.PARAM and 0 <= n.arg.slot < len(arguments)
-                  and arguments[n.arg.slot]}
+        labels = {
+            n: arguments[n.arg.slot]
+            for n in nodes
+            if n.op is Ops.PARAM and 0 <= n.arg.slot < len(arguments) and arguments[n.arg.slot]
+        }
         for m in {m for marks in outer.origins for m in marks}:
             self.origin(m)
         self.origin(asked)
         lazy = self.graph("lazy", f"lazy {number}", nodes, outer.origins, labels, (nodes[-1],))
         frame = self.frame_of(asked)
-        schedule = model.Schedule(number, (), frame, lazy, name="", jit=jit,
-                                  key=outer.template.key.hex()[:16])
+        schedule = model.Schedule(
+            number, (), frame, lazy, name="", jit=jit, key=outer.template.key.hex()[:16]
+        )
         by_template = {id(low.template): low for low in lowered}
         build = _Build(self, number, outer, nodes, arguments, asked, lazy)
         for place, (tk, template) in enumerate(kernels):
@@ -187,15 +242,24 @@ class Recorder:
         build.finish()
         ids = tuple(k.id for k in build.kernels)
         phase = _commonest([k.phase for k in build.kernels])
-        schedule = replace(schedule, kernels=ids, phase=phase,
-                           name=self._schedule_name(asked, jit, build),
-                           planned_bytes=build.planned, unplanned_bytes=build.unplanned)
+        schedule = replace(
+            schedule,
+            kernels=ids,
+            phase=phase,
+            name=self._schedule_name(asked, jit, build),
+            planned_bytes=build.planned,
+            unplanned_bytes=build.unplanned,
+        )
         self.schedules[number] = schedule
         self.flush()
-        self.writer.bundle([
-            ("schedules", schedule), *(("buffers", b) for b in build.buffers.values()),
-            *(("kernels", k) for k in build.kernels),
-            *(("boundaries", b) for b in build.boundaries)])
+        self.writer.bundle(
+            [
+                ("schedules", schedule),
+                *(("buffers", b) for b in build.buffers.values()),
+                *(("kernels", k) for k in build.kernels),
+                *(("boundaries", b) for b in build.boundaries),
+            ]
+        )
         return number
 
     def _schedule_name(self, asked: int, jit: str, build: _Build) -> str:
@@ -245,13 +309,18 @@ class Recorder:
         old = self.buffers[buffer]
         if base not in arenas:
             arenas[base] = len(self.buffers)
-            arena = model.Buffer(arenas[base], "arena", "arena", old.device, "uint8",
-                                 shape_text((base.max_numel(),)),
-                                 base.max_numel() * base.dtype.itemsize)
+            arena = model.Buffer(
+                arenas[base],
+                "arena",
+                "arena",
+                old.device,
+                "uint8",
+                shape_text((base.max_numel(),)),
+                base.max_numel() * base.dtype.itemsize,
+            )
             self.buffers[arena.id] = arena
             self.waiting.append(("buffers", arena))
-        self.buffers[buffer] = replace(old, base=arenas[base],
-                                       offset=offset * base.dtype.itemsize)
+        self.buffers[buffer] = replace(old, base=arenas[base], offset=offset * base.dtype.itemsize)
         self.waiting.append(("buffers", self.buffers[buffer]))
 
     # **** executions ****
@@ -290,20 +359,33 @@ class Recorder:
                 return int(sym_infer(x, var_vals)) if x is not None else -1
 
             code = (model.Code("source", source, _language(source)),) if source else ()
-            record = _path(source)
+            if kernel in self.asts and (text := text_of(self.asts[kernel])):
+                code = (*code, model.Code("ast", text, "python"))
+            path, path_reason = _path(source)
             self.program_records[number] = model.Program(
-                number, ansistrip(prg.arg.name), known.device, prg.key.hex()[:16], uops=uops,
+                number,
+                ansistrip(prg.arg.name),
+                known.device,
+                prg.key.hex()[:16],
+                uops=uops,
                 global_size=tuple(str(g) for g in prg.arg.global_size),
-                local_size=tuple(str(g) for g in prg.arg.local_size or ()), code=code,
+                local_size=tuple(str(g) for g in prg.arg.local_size or ()),
+                code=code,
                 flops=number_of(getattr(estimates, "ops", None)),
                 bytes=number_of(getattr(estimates, "mem", None)),
-                lds_bytes=number_of(getattr(estimates, "lds", None)), **record)
+                lds_bytes=number_of(getattr(estimates, "lds", None)),
+                path=path,
+                path_reason=path_reason,
+            )
             self.waiting.append(("programs", self.program_records[number]))
-            self.costs[number] = (number_of(getattr(estimates, "ops", None)),
-                                  number_of(getattr(estimates, "mem", None)))
+            self.costs[number] = (
+                number_of(getattr(estimates, "ops", None)),
+                number_of(getattr(estimates, "mem", None)),
+            )
         flops, nbytes = self.costs[number]
-        self.kernels[kernel] = replace(known, program=number, flops=flops, bytes=nbytes,
-                                       tinygrad_name=ansistrip(prg.arg.name))
+        self.kernels[kernel] = replace(
+            known, program=number, flops=flops, bytes=nbytes, tinygrad_name=ansistrip(prg.arg.name)
+        )
         self.flush()
         self.writer.bundle([("kernels", self.kernels[kernel])])
 
@@ -314,8 +396,10 @@ class Recorder:
 
         missing = list(session.failed)
         if session.untimed:
-            missing.append(f"{session.untimed} later executions of jitted functions ran as one "
-                           f"batch each and were not timed kernel by kernel")
+            missing.append(
+                f"{session.untimed} later executions of jitted functions ran as one "
+                f"batch each and were not timed kernel by kernel"
+            )
         if session.level == "kernels":
             missing.append("rewrites were not recorded: --level full")
         missing += aftermath.complete(self, session)
@@ -326,8 +410,9 @@ class Recorder:
         self.waiting += [("events", e) for e in session.events]
         self.waiting += [("files", f) for f in self._file_texts()]
         self.flush()
-        self.environment = replace(self.environment, ended=ended, error=error,
-                                   exit_code=exit_code, missing=tuple(missing))
+        self.environment = replace(
+            self.environment, ended=ended, error=error, exit_code=exit_code, missing=tuple(missing)
+        )
         self.writer.write("environment", self.environment)
         self.writer.close()
 
@@ -348,8 +433,16 @@ class Recorder:
 class _Build:
     """The kernels, buffers and boundaries of one schedule."""
 
-    def __init__(self, recorder: Recorder, number: int, outer: Lowered, nodes: list[UOp],
-                 arguments: list[str], asked: int, lazy: int) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        number: int,
+        outer: Lowered,
+        nodes: list[UOp],
+        arguments: list[str],
+        asked: int,
+        lazy: int,
+    ) -> None:
         self.recorder, self.number, self.outer, self.nodes = recorder, number, outer, nodes
         self.argument_names, self.asked, self.lazy = arguments, asked, lazy
         self.origins = recorder.origins
@@ -365,8 +458,9 @@ class _Build:
         self.copies: dict[int, str] = {}
 
     # kernels
-    def kernel(self, place: int, tk: TemplateKernel, template: Template, low: Lowered,
-               call: UOp | None) -> None:
+    def kernel(
+        self, place: int, tk: TemplateKernel, template: Template, low: Lowered, call: UOp | None
+    ) -> None:
         number = len(self.recorder.kernels)
         ast_nodes = list(tk.ast.toposort())
         marks = self._marks(tk, ast_nodes, low)
@@ -394,19 +488,41 @@ class _Build:
         writes = [buffers[i] for i in tk.writes if i < len(buffers)]
         reads = [buffers[i] for i in tk.reads if i < len(buffers)]
         self.recorder.arguments[number] = buffers
-        ast = self.recorder.graph("ast", f"kernel {number}", ast_nodes,
-                                  [self._expand(t, low) for t in tk.notes],
-                                  roots=(ast_nodes[-1],))
+        ast = self.recorder.graph(
+            "ast",
+            f"kernel {number}",
+            ast_nodes,
+            [self._expand(t, low) for t in tk.notes],
+            roots=(ast_nodes[-1],),
+        )
         kernel = model.Kernel(
-            number, "", "", ", ".join(devices), phase, kind, self.number, -1,
-            tuple(dict.fromkeys(r.op for r in records)), tuple(self._lines(records)),
-            tuple(dict.fromkeys(self.origins.records[r.forward].op for r in records
-                                if r.phase == "backward")),
-            tuple(self.recorder.origin(i) for i in ids), tuple(dict.fromkeys(reads)),
-            tuple(dict.fromkeys(writes)), ast)
+            number,
+            "",
+            "",
+            ", ".join(devices),
+            phase,
+            kind,
+            self.number,
+            -1,
+            tuple(dict.fromkeys(r.op for r in records)),
+            tuple(self._lines(records)),
+            tuple(
+                dict.fromkeys(
+                    self.origins.records[r.forward].op for r in records if r.phase == "backward"
+                )
+            ),
+            tuple(self.recorder.origin(i) for i in ids),
+            tuple(dict.fromkeys(reads)),
+            tuple(dict.fromkeys(writes)),
+            ast,
+        )
         if kind == "copy":
-            kernel = replace(kernel, bytes=2 * self.buffers[writes[0]].nbytes, flops=0,
-                             tinygrad_name=_copy_name(call, self.buffers[writes[0]].nbytes))
+            kernel = replace(
+                kernel,
+                bytes=2 * self.buffers[writes[0]].nbytes,
+                flops=0,
+                tinygrad_name=_copy_name(call, self.buffers[writes[0]].nbytes),
+            )
         self.kernels.append(kernel)
         self.records.append(records)
         self.recorder.kernels[number] = kernel
@@ -447,8 +563,9 @@ class _Build:
             out.extend(mine or g)
         return out
 
-    def _root_records(self, tk: TemplateKernel, ast_nodes: list[UOp],
-                      low: Lowered) -> list[OriginRecord]:
+    def _root_records(
+        self, tk: TemplateKernel, ast_nodes: list[UOp], low: Lowered
+    ) -> list[OriginRecord]:
         """The origins of the value a kernel stores: they decide what it is for."""
         note = dict(zip(ast_nodes, tk.notes, strict=False))
         for n in ast_nodes:
@@ -466,7 +583,8 @@ class _Build:
 
     def _goes_back(self, tk: TemplateKernel, node: UOp, tokens: Tokens, low: Lowered) -> bool:
         return node.op is Ops.REDUCE and any(
-            self.origins.records[m].phase == "backward" for m in self._expand(tokens, low))
+            self.origins.records[m].phase == "backward" for m in self._expand(tokens, low)
+        )
 
     def _lines(self, records: list[OriginRecord]) -> Iterator[tuple[int, int]]:
         """The user's lines: a gradient's are the forward's, then the line that asked for it."""
@@ -488,8 +606,13 @@ class _Build:
     # buffers
     def _buffer(self, arg: UOp, template: Template, low: Lowered, place: int) -> int:
         node = arg
-        while node.src and node.op not in (Ops.AFTER, Ops.BUFFER, Ops.PARAM, Ops.MSELECT,
-                                           Ops.MSTACK):
+        while node.src and node.op not in (
+            Ops.AFTER,
+            Ops.BUFFER,
+            Ops.PARAM,
+            Ops.MSELECT,
+            Ops.MSTACK,
+        ):
             node = node.src[0]
         node = node.buf_uop if node.op not in (Ops.MSELECT, Ops.MSTACK) else node
         key = (id(template), node)
@@ -513,8 +636,18 @@ class _Build:
                 shape = self._value_shape(d.value, node) or shape
         nbytes = node.max_numel() * node.dtype.itemsize if node._shape is not None else 0
         devices = to_tuple(node.device) if node.device is not None else ("",)
-        buffer = model.Buffer(number, name, kind, ", ".join(devices), dtype_name(node.dtype),
-                              shape, nbytes, self.number, first=place, last=place)
+        buffer = model.Buffer(
+            number,
+            name,
+            kind,
+            ", ".join(devices),
+            dtype_name(node.dtype),
+            shape,
+            nbytes,
+            self.number,
+            first=place,
+            last=place,
+        )
         self.by_uop[key] = number
         self.buffers[number] = self.recorder.buffers[number] = buffer
         return number
@@ -549,9 +682,15 @@ class _Build:
         targets = [self._target(k) for k in self.kernels]
         for i, (kernel, records) in enumerate(zip(self.kernels, self.records, strict=True)):
             name = names.kernel(
-                records, self.origins, [self.buffers[b].name for b in kernel.writes],
-                [self.buffers[b].name for b in kernel.reads], kernel.phase, kernel.kind,
-                targets[i], kernel.device)
+                records,
+                self.origins,
+                [self.buffers[b].name for b in kernel.writes],
+                [self.buffers[b].name for b in kernel.reads],
+                kernel.phase,
+                kernel.kind,
+                targets[i],
+                kernel.device,
+            )
             self.kernels[i] = self.recorder.kernels[kernel.id] = replace(kernel, name=name)
         for number, kernel in written.items():
             if not self.buffers[number].name:
@@ -576,8 +715,11 @@ class _Build:
                     if name and not names.is_state(name):
                         return name
             for reader in self.kernels:
-                if reader.id not in seen and reader.phase == "optimizer" and (
-                        reader.id > k.id and set(k.writes) & set(reader.reads)):
+                if (
+                    reader.id not in seen
+                    and reader.phase == "optimizer"
+                    and (reader.id > k.id and set(k.writes) & set(reader.reads))
+                ):
                     seen.add(reader.id)
                     frontier.append(reader)
         return ""
@@ -587,7 +729,7 @@ class _Build:
         for place, kernel in enumerate(self.kernels):
             for number in kernel.writes:
                 readers = []
-                for later in self.kernels[place + 1:]:
+                for later in self.kernels[place + 1 :]:
                     if number in later.reads:
                         readers.append(later.id)
                     if number in later.writes:
@@ -598,8 +740,14 @@ class _Build:
                 else:
                     self._output(number, kernel, tuple(readers))
 
-    def _boundary(self, number: int, kernel: model.Kernel, readers: tuple[int, ...],
-                  decision: Decision, low: Lowered) -> None:
+    def _boundary(
+        self,
+        number: int,
+        kernel: model.Kernel,
+        readers: tuple[int, ...],
+        decision: Decision,
+        low: Lowered,
+    ) -> None:
         reason = decision.reason
         value = self._expand(decision.value, low)
         asked = self._asked(value)
@@ -618,11 +766,23 @@ class _Build:
         rule = decision.rule
         if decision.kept_rule:
             rule = f"{rule}; kept by {decision.kept_rule}"
-        self._add(reason, kernel, readers, number, rule, words, kept, fuse,
-                  decision.value if low is self.outer else ())
+        self._add(
+            reason,
+            kernel,
+            readers,
+            number,
+            rule,
+            words,
+            kept,
+            fuse,
+            decision.value if low is self.outer else (),
+        )
         if reason not in OPAQUE:
             self.recorder.proofs[self.boundaries[-1].id] = (
-                low.template, "stage", low.template.decisions.index(decision))
+                low.template,
+                "stage",
+                low.template.decisions.index(decision),
+            )
 
     def _output(self, number: int, kernel: model.Kernel, readers: tuple[int, ...]) -> None:
         slot = self.slots.get(number, -1)
@@ -641,41 +801,81 @@ class _Build:
                 reason, value = "library-contiguous", (stored[0],)
             else:
                 reason = "realize"
-        asked = self._asked(value) if "contiguous" in reason else (
-            self.recorder.place_text(self.asked) or "the end")
+        asked = (
+            self._asked(value)
+            if "contiguous" in reason
+            else (self.recorder.place_text(self.asked) or "the end")
+        )
         words = {"value": self._describe(kernel.origins[-1:], reason), "asked": asked,
                  "target": self.buffers[number].name or "a tensor", "readers": "", "via": "",
                  "count": "", "method": self.origins.records[value[0]].op if value else "",
                  "device": kernel.device}  # fmt: skip
-        rules = {"realize": "tensor.py realize", "assign": "tensor.py assign",
-                 "contiguous": "tensor.py replace_contig_with_store_after",
-                 "library-contiguous": "tensor.py replace_contig_with_store_after",
-                 "copy": "schedule/rangeify.py convert_copy_to_store"}
-        self._add(reason, kernel, readers, number, rules.get(reason, ""), words, "", "",
-                  (store,) if store >= 0 else ())
+        rules = {
+            "realize": "tensor.py realize",
+            "assign": "tensor.py assign",
+            "contiguous": "tensor.py replace_contig_with_store_after",
+            "library-contiguous": "tensor.py replace_contig_with_store_after",
+            "copy": "schedule/rangeify.py convert_copy_to_store",
+        }
+        self._add(
+            reason,
+            kernel,
+            readers,
+            number,
+            rules.get(reason, ""),
+            words,
+            "",
+            "",
+            (store,) if store >= 0 else (),
+        )
         if readers and store >= 0 and reason not in OPAQUE:
             self.recorder.proofs[self.boundaries[-1].id] = (self.outer.template, "output", store)
 
     def _store_of(self, slot: int) -> tuple[str, int]:
         """(reason, node) of the STORE that fills an argument of the graph."""
         for i, n in enumerate(self.nodes):
-            if n.op is Ops.STORE and (base := n.src[0].buf_uop).op is Ops.PARAM \
-                    and base.arg.slot == slot:
+            if (
+                n.op is Ops.STORE
+                and (base := n.src[0].buf_uop).op is Ops.PARAM
+                and base.arg.slot == slot
+            ):
                 return self.outer.outputs.get(i, "assign"), i
         return "realize", -1
 
-    def _add(self, reason: str, kernel: model.Kernel, readers: tuple[int, ...], buffer: int,
-             rule: str, words: dict[str, str], kept: str, fuse: str,
-             nodes: Tokens) -> None:
+    def _add(
+        self,
+        reason: str,
+        kernel: model.Kernel,
+        readers: tuple[int, ...],
+        buffer: int,
+        rule: str,
+        words: dict[str, str],
+        kept: str,
+        fuse: str,
+        nodes: Tokens,
+    ) -> None:
         words["Value"] = words["value"][:1].upper() + words["value"][1:]
         row = REASONS[reason]
         because = row.because.format_map(words)
         advice = " ".join(x for x in (row.fuse_by.format_map(words), fuse) if x)
         number = self.recorder.boundaries
         self.recorder.boundaries += 1
-        self.boundaries.append(model.Boundary(
-            number, reason, f"{because} {kept}".strip(), kernel.id, readers, buffer, self.number,
-            rule, row.brief.format_map(words), advice, self.lazy, tuple(nodes)))
+        self.boundaries.append(
+            model.Boundary(
+                number,
+                reason,
+                f"{because} {kept}".strip(),
+                kernel.id,
+                readers,
+                buffer,
+                self.number,
+                rule,
+                row.brief.format_map(words),
+                advice,
+                self.lazy,
+                tuple(nodes),
+            )
+        )
 
     # words
     def _users_own(self, origin: int) -> bool:
@@ -685,7 +885,8 @@ class _Build:
 
     def _asked(self, marks: Marks) -> str:
         return next((t for m in marks if (t := self.recorder.place_text(m))), "") or (
-            self.recorder.place_text(self.asked) or "the end of the program")
+            self.recorder.place_text(self.asked) or "the end of the program"
+        )
 
     def _one(self, mark: int) -> str:
         record = self.origins.records[mark]
@@ -718,8 +919,10 @@ class _Build:
         return ", ".join(parts[:-1][:3]) + (" …" if len(parts) > 4 else "") + f" and {parts[-1]}"
 
     def _line_of(self, marks: Marks) -> str:
-        return next((f"in {t}" for m in marks if (t := self.recorder.place_text(
-            self._base(m)))), "by broadcasting")
+        return next(
+            (f"in {t}" for m in marks if (t := self.recorder.place_text(self._base(m)))),
+            "by broadcasting",
+        )
 
     def _base(self, mark: int) -> int:
         record = self.origins.records[mark]
@@ -745,7 +948,8 @@ def _shape(node: UOp) -> str:
 
 
 def closed(nodes: Sequence[UOp]) -> Iterator[UOp]:
-    """A program's nodes with any source that the list itself leaves out (shapes) before its user."""
+    """A program's nodes with any source that the list itself leaves out (shapes) before its
+    user."""
     seen: set[UOp] = set()
     for n in nodes:
         for s in n.toposort(gate=lambda x: x not in seen):
@@ -777,14 +981,12 @@ def _language(source: str) -> str:
     return "c"
 
 
-def _path(source: str) -> dict[str, str]:
-    """TGX's own record of how it made a kernel; nothing on other devices."""
+def _path(source: str) -> tuple[str, str]:
+    """TGX's own record of how it made a kernel, and why so; nothing on other devices."""
     from tgx.devices.record import record_of
 
     record = record_of(source)
-    if record is None:
-        return {}
-    return {"path": record.path, "path_reason": record.tile or record.reason}
+    return ("", "") if record is None else (record.path, record.tile or record.reason)
 
 
 def _root(program: str) -> str:

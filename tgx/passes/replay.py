@@ -15,8 +15,9 @@ class ReplayError(ValueError):
 def replay(trace: Trace, p: Pass) -> int:
     """The row of the graph that a pass's steps make of the graph before it.
 
-    Equal to ``p.after`` if every step was recorded. Steps say what a rule made of a node and what a node was
-    rebuilt as; which of them apply, and in which order, is worked out from the graph before.
+    Equal to ``p.after`` if every step was recorded. Steps say what a rule made of a node and what a
+    node was rebuilt as; which of them apply, and in which order, is worked out from the graph
+    before.
     """
     table = trace.graph(p.table)
     match: dict[int, int] = {}
