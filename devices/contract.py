@@ -17,7 +17,7 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, UOp
 
 from tgx.devices.emit import emit
-from tgx.devices.nest import Nest, recover
+from tgx.devices.nest import Miss, Nest, recover
 from tgx.devices.plan import Machine, Plan, accesses, plan
 from tgx.devices.record import MARK, PathRecord
 
@@ -72,6 +72,8 @@ def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
 def optimize(k: Scheduler, machine: Machine) -> Scheduler:
     """The tile path for one kernel. Raises Miss with the reason where it does not apply."""
     nest = recover(k.ast)
+    if not k.ren.compiler.has_half and any(n.dtype is dtypes.half for n in nest.value.walk()):
+        raise Miss("this CPU cannot convert half")
     chosen = plan(nest, machine)
     override = k.ast.arg.name if k.ast.arg is not None and k.ast.arg.name != "test" else None
     name = k.copy().get_optimized_ast(override).arg.name

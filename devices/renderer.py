@@ -26,7 +26,7 @@ from typing import Any
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import CompileError
 from tinygrad.dtype import AddrSpace, DType, dtypes, float_to_bf16, truncate
-from tinygrad.helpers import Target
+from tinygrad.helpers import DEBUG, Target
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import create_non_native_float_pats, pm_manual_bf16_cast
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
@@ -36,7 +36,7 @@ from tgx.devices import cache, contract, optimize
 from tgx.devices.compiler import TGXCompiler
 from tgx.devices.nest import Miss
 from tgx.devices.plan import Machine
-from tgx.devices.record import PathRecord
+from tgx.devices.record import PathRecord, record_of
 
 # Pieces a kernel may be cut into for threads. A constant: the cut must not depend on the machine.
 MAX_CHUNKS = 16
@@ -519,13 +519,18 @@ class TGXRenderer(Renderer):
                                                        self.compiler.architecture))
             except Miss as miss:
                 self.record = PathRecord("loops", reason=str(miss))
+            except Exception as e:  # a bug there must cost speed, not the program
+                self.record = PathRecord("loops", reason=f"tile path failed, {type(e).__name__}: {e}")
         return None
 
     def render(self, uops: list[UOp]) -> str:
         name = next((u.arg.function_name for u in uops if u.op is Ops.SINK and u.arg), "kernel")
-        if (text := contract.text_of(uops)) is not None:
+        text = contract.text_of(uops)
+        record, self.record = self.record if text is None else record_of(text), BY_HAND
+        if DEBUG >= 3:
+            print(f"{name:<25} {record}")
+        if text is not None:
             return text
-        record, self.record = self.record, BY_HAND
         body, parameters = Body(name, uops), []
         for u in uops:
             if u.op is Ops.PARAM:

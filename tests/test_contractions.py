@@ -305,3 +305,41 @@ def test_large_matmul_packs_its_operands(how: str) -> None:
         got, records = paths(lambda: (x @ y).realize())
     assert how == "nt" or any("packed" in r.tile for r in records), [str(r) for r in records]
     close(got, a.astype(float) @ b.astype(float))
+
+
+def test_other_vector_widths_compile(root: Path) -> None:
+    """The same nests for AVX2 and NEON: plans of their width, machine code without a complaint.
+
+    In a process of its own: what LLVM cannot select, it aborts on."""
+    script = textwrap.dedent("""
+        import sys
+        sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+        import tgx
+        from nests import kernels, parameters
+        from test_nest import conv, empty
+        from tinygrad import dtypes
+        from tgx.devices.compiler import TGXCompiler
+        from tgx.devices.emit import emit
+        from tgx.devices.nest import Miss, recover
+        from tgx.devices.plan import Machine, plan
+        works = [conv(2, 8, 14, 14, 16, 3, w, padding=1, stride=s) for w, s in zip("yxw", (1, 2, 1))]
+        works += [lambda: (empty(40, 50) @ empty(50, 60)).relu().realize(),
+                  lambda: empty(9, 77).softmax().realize(),
+                  lambda: (empty(9, 30, dtype=dtypes.half) @ empty(30, 20, dtype=dtypes.half)).realize()]
+        asts = [ast for work in works for ast in kernels(work)]
+        for arch, width in (("x86_64,x86-64-v3", 8), ("x86_64,x86-64", 4), ("arm64,cortex-a78", 4),
+                            ("x86_64,znver4", 16)):
+            compiler, done = TGXCompiler(arch), 0
+            machine = Machine.of(compiler.vector_bytes, compiler.architecture)
+            for ast in asts:
+                try: chosen = plan(recover(ast), machine)
+                except Miss: continue
+                if chosen.nest.store.dtype is dtypes.float: assert chosen.width == width, (arch, chosen)
+                elif not compiler.has_half: continue
+                compiler.compile(emit(chosen, "kernel", tuple(p.arg.slot for p in parameters(ast))))
+                done += 1
+            print(arch, done, flush=True)
+            assert done > 6
+    """)
+    run = subprocess.run([sys.executable, "-c", script, str(root)], timeout=280, capture_output=True, text=True)
+    assert run.returncode == 0, f"{run.stdout[-300:]}\n{run.stderr[-2000:]}"
