@@ -431,7 +431,7 @@ MOVEMENT = {
                      lambda x, y, dim: np.take_along_axis(x, y.astype(np.int64), dim)),
     "take": _moves("{x}[{y}]", lambda x, y: x[y.astype(np.int64)]),
     "take_column": _moves("{x}[:, {y}]", lambda x, y: x[:, y.astype(np.int64)]),
-    "one_hot": _moves("{x}.one_hot({0})", lambda x, n: np.eye(n)[x.astype(np.int64)], _int32),
+    "one_hot": _moves("{x}.one_hot({0}).cast('int32')", lambda x, n: np.eye(n)[x.astype(np.int64)], _int32),
     "where": _moves("{x}.where({y}, {z})", np.where, _second),
     "masked_fill": _moves("{y}.masked_fill({x}, {0})",
                           lambda x, y, value: np.where(x, np.array(value, y.dtype), y), _second),
