@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +96,23 @@ class Side:
 
         @TinyJit
         @Context(TRAINING=1)
-        def step(images: Any, labels: Any, order: Any, at: Any) -> Any:
-            rows = order[at]
+        def step(images: Any, labels: Any, at: Any) -> Any:
             optimizer.zero_grad()
-            x = images[rows].flatten(1).cast(dtypes.float) / 255
-            loss = model.apply(self, p, x).sparse_categorical_crossentropy(labels[rows]).backward()
+            # contiguous: the batch is cut out and converted once, not in every kernel that reads it
+            x = (images[at].flatten(1).cast(dtypes.float) / 255).contiguous()
+            loss = model.apply(self, p, x).sparse_categorical_crossentropy(labels[at]).backward()
             return loss.realize(*optimizer.schedule_step())
 
         def run(seed: int, limit: int = steps) -> list[float]:
-            images = Tensor(np.load(folder / "images.npy")).realize()
-            labels = Tensor(np.load(folder / "labels.npy").astype(np.int32)).realize()
-            shuffled = np.random.default_rng(seed).permutation(steps * EPOCH_BATCH)
-            order = Tensor(shuffled.reshape(steps, EPOCH_BATCH).astype(np.int32)).realize()
-            return [float(step(images, labels, order, number.bind(i)).item()) for i in range(limit)]
+            # shuffled here: a step then takes a slice, where tinygrad would turn a gather into a
+            # search through all indices
+            order = np.random.default_rng(seed).permutation(steps * EPOCH_BATCH)
+            order = order.reshape(steps, EPOCH_BATCH)
+            images = Tensor(np.load(folder / "images.npy")[order]).realize()
+            labels = Tensor(np.load(folder / "labels.npy").astype(np.int32)[order]).realize()
+            return [float(step(images, labels, number.bind(i)).item()) for i in range(limit)]
 
-        return partial(run)
+        return run
 
     def memory(self) -> int:
         return int(GlobalCounters.mem_used)
