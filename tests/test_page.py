@@ -154,6 +154,11 @@ def test_search_finds_everything(mlp: Page) -> None:
         page.wait_for_selector(f".hit .kind:text-is('{kind}')")
         page.keyboard.press("Escape")
     page.keyboard.press("/")
+    page.fill("#search", "upat.var")
+    page.click(".hit:has(.kind:text-is('rule'))")  # a rule leads to the step where it fired first
+    page.wait_for_selector("#kernel .rule")
+    assert mlp.page.locator("#stage .box.removed").count() == 1
+    page.keyboard.press("/")
     page.fill("#search", "∂w1 =")
     page.wait_for_selector(".hit")
     page.keyboard.press("Enter")

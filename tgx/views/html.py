@@ -215,6 +215,10 @@ def _core(trace: Trace, roof: Roof) -> dict[str, Any]:
     for p in trace.passes:
         owner = ("s", p.schedule) if p.schedule != -1 else ("p", p.program)
         summary.setdefault(owner, []).append([p.id, p.name, p.matches, len(p), p.depth])
+    used: dict[int, tuple[int, int]] = {}  # where each rule first fired
+    for p in trace.passes:
+        for i, rule in enumerate(p.steps[3::4]):
+            used.setdefault(rule, (p.id, i))
     runs_of: dict[int, int] = {}
     for r in trace.realizes:
         runs_of[r.schedule] = runs_of.get(r.schedule, 0) + 1
@@ -268,8 +272,9 @@ def _core(trace: Trace, roof: Roof) -> dict[str, Any]:
               [[o.op, o.axis, o.amount, o.text, loops[o.before], loops[o.after]] for o in p.opts],
               p.global_size, p.local_size, p.flops, p.bytes, p.lds_bytes, p.compile_us,
               summary.get(("p", p.id), [])) for p in trace.programs)),
-        "rules": _table(("id", "file", "line", "text", "fn"),
-                        ((r.id, r.file, r.line, r.text, r.function) for r in trace.rules)),
+        "rules": _table(("id", "file", "line", "text", "fn", "pass", "step"),
+                        ((r.id, r.file, r.line, r.text, r.function, *used.get(r.id, (-1, -1)))
+                         for r in trace.rules)),
         "runs": list(_runs(trace)),
         "memory": _memory(trace),
         "events": _table(("kind", "name", "at", "us", "frame", "text"),

@@ -10,8 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from tgx.errors import MissingTool, TgxError
@@ -34,8 +34,8 @@ def render(trace: Trace, what: str = "schedule", **choices: object) -> str:
 @cache
 def engine() -> str:
     """The program that lays out graphs: `dot` from PATH, else graphviz-pure's command."""
-    beside = Path(sys.executable).with_name("graphviz-pure")
-    found = shutil.which("dot") or shutil.which("graphviz-pure") or shutil.which(beside)
+    names = ("dot", "graphviz-pure", Path(sys.executable).with_name("graphviz-pure"))
+    found = next((path for name in (*names, *_installed()) if (path := shutil.which(name))), None)
     if not found:
         raise MissingTool(
             "no graphviz was found to draw an SVG",
@@ -43,6 +43,16 @@ def engine() -> str:
             "python -m pip install graphviz-pure (the .dot file can be drawn elsewhere)",
         )
     return found
+
+
+def _installed() -> list[Path]:
+    """Where pip put graphviz-pure's command: not on PATH when a venv is used without activating."""
+    try:
+        package = distribution("graphviz-pure")
+    except PackageNotFoundError:
+        return []
+    return [Path(str(package.locate_file(f))) for f in package.files or ()
+            if f.stem == "graphviz-pure"]
 
 
 def from_dot(text: str, seconds: float = SECONDS) -> str:
@@ -58,11 +68,6 @@ def from_dot(text: str, seconds: float = SECONDS) -> str:
                 f"graphviz took more than {2 * seconds:g} s on this picture",
                 "a smaller one", "draw the neighbourhood of one kernel: --kernel K",
             ) from None
-
-
-def from_dots(texts: Iterable[str], seconds: float = SECONDS) -> list[str]:
-    """Lay out several graphs; one process start for each, as graphviz takes one time bound."""
-    return [from_dot(text, seconds) for text in texts]
 
 
 def _run(text: str, seconds: float) -> str:

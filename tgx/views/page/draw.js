@@ -27,7 +27,7 @@ function drawing(boxes, edges, { labels = true, name = "" } = {}) {
     if (b.kind === "memory" || b.kind === "buffer") b.h += 8;
   }
   for (const e of edges) {
-    const text = labels && edges.length <= 60 ? (e.label ?? []).filter(Boolean) : [];
+    const text = labels && edges.filter((e) => e.label?.length).length <= 90 ? (e.label ?? []).filter(Boolean) : [];
     e.text = text.map((t) => short(t, 34));
     e.lw = text.length ? Math.max(...e.text.map((t) => textWidth(t, 10.5))) + 8 : 0;
     e.lh = text.length * 13;

@@ -19,10 +19,9 @@ function searchCore(words) {
   for (const [op, kernels] of ops) if (fits(op)) add(0, "operation", op, plural(kernels.length, "kernel"), () => selectKernel(kernels.reduce((a, b) => (b.us > a.us ? b : a)).id, { tab: "ops" }));
   for (const b of T.boundaries) if (b.source >= 0 && fits(`${b.reason} ${b.brief} ${b.because} ${b.rule}`)) add(4, "reason", b.brief, T.kernels.get(b.source).name, () => selectKernel(b.source, { tab: "why" }));
   for (const [kind, owners] of [["p", T.programs], ["s", T.schedules]]) for (const owner of owners) for (const [id, name, matches, n] of owner.passes) if (n && fits(`${name} pass`)) {
-    const k = kind === "p" ? T.kernels.find((x) => x.program === owner.id) : T.kernels.find((x) => x.schedule === owner.id);
-    if (k) add(5, "pass", name, `${plural(matches, "match").replace("matchs", "matches")} in ${kind === "p" ? k.name : scheduleName(owner)}`, () => { passOwner = kind; selectKernel(k.id, { tab: "steps", p: id, i: 0, in: "step" }); });
+    add(5, "pass", name, `${matches} ${matches === 1 ? "match" : "matches"} in ${kind === "p" ? owner.name : scheduleName(owner)}`, () => showStep(id, 0));
   }
-  for (const rule of T.rules) if (rule.text && fits(`${rule.text} ${rule.fn}`)) add(6, "rule", rule.text.trim(), `${T.files.get(rule.file)?.path}:${rule.line}`, null);
+  for (const rule of T.rules) if (rule.text && fits(`${rule.text} ${rule.fn}`)) add(6, "rule", rule.text.trim(), `${T.files.get(rule.file)?.path}:${rule.line}`, rule.pass >= 0 ? () => showStep(rule.pass, rule.step) : null);
   return hits.sort((a, b) => a.rank - b.rank).slice(0, 80);
 }
 

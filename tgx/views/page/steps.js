@@ -76,6 +76,14 @@ async function openPass(id) {
   go({ p: id, i, in: "step", tab: "steps" });
 }
 
+// one step of any pass, with a kernel it belongs to
+function showStep(pass, i) {
+  const owner = ownerOf(pass), id = +owner.slice(1);
+  passOwner = owner[0];
+  const k = T.kernels.find((x) => (owner[0] === "p" ? x.program : x.schedule) === id);
+  if (k) selectKernel(k.id, { tab: "steps", p: pass, i, in: "step" });
+}
+
 // The rule's own source, the change as an expression, and the controls.
 function stepPanel(pass) {
   const i = clampStep(S.i, pass.n), s = pass.step(i), rule = T.rules.get(s.rule);

@@ -104,7 +104,7 @@ function memoryChart(facts) {
   });
   c.addEventListener("mouseleave", () => tipAt(null, ""));
   c.addEventListener("click", () => go({ in: "memory", n: "" }));
-  return [el("h2", {}, "memory", el("small", {}, peakText + (holders.length ? ": " : ""), holders.map((b, i) => [i ? ", " : "", el("button", { class: "link", onclick: () => go({ b: b.id, k: -1, l: "" }) }, b.name || "buffer " + b.id)]))), c];
+  return [el("h2", {}, "memory", el("small", {}, peakText + (holders.length ? ": " : ""), holders.map((b, i) => [i ? ", " : "", el("button", { class: "link", onclick: () => go({ b: b.id, k: -1, l: "" }) }, short(b.name || "buffer " + b.id, 26))]))), c];
 }
 
 const life = (b, last) => [Math.max(b.first, 0), b.last < 0 ? last : Math.min(b.last, last)];
