@@ -70,6 +70,14 @@ def test_wild_numbers_in_the_header_are_refused() -> None:
                 cubin.read(bytes(data))
 
 
+def test_a_record_that_runs_over_its_section_is_refused() -> None:
+    data = bytearray(NEWEST)
+    (info,) = (s for s in cubin._Reader(NEWEST).sections if s.name == ".nv.info")
+    struct.pack_into("<H", data, info.offset + 2, 0xFFFF)  # the size of its first record
+    with pytest.raises(BadInput, match=r"\.nv\.info: a record of 65535 bytes"):
+        cubin.read(bytes(data))
+
+
 def try_to_read(data: bytes) -> None:
     """Anything may come out, but only kernels or a BadInput."""
     try:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tinygrad.engine.jit as tg_jit
 from test_hardware_offline import stand_in  # noqa: F401 - a fixture
 from tinygrad import Tensor, TinyJit, nn
 
 from tgx import cli
-from tgx.adapter.profile import profile
+from tgx.adapter.profile import profile, stopping
 from tgx.errors import BadInput
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -61,6 +62,18 @@ def test_a_script_runs_until_its_step_is_captured() -> None:
     # and tinygrad is as it was
     jitted = TinyJit(lambda x: (x + 1).realize())
     assert [jitted(Tensor([1.0]).realize()).item() for _ in range(3)] == [2, 2, 2]
+
+
+def test_stopping_leaves_tinygrad_as_it_was() -> None:
+    before = tg_jit.jit_lower
+    with stopping() as seen:
+        jitted = TinyJit(lambda x: (x + 1).realize())
+        for _ in range(3):
+            jitted(Tensor([1.0]).realize())
+    assert len(seen) == 1 and tg_jit.jit_lower is before
+    with pytest.raises(ZeroDivisionError), stopping():
+        raise ZeroDivisionError
+    assert tg_jit.jit_lower is before
 
 
 def test_models_are_profiled_at_each_batch(main_module: ModuleType) -> None:

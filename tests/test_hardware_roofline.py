@@ -50,6 +50,8 @@ def test_half_and_tensor_cores_raise_the_roof() -> None:
     tensor = replace(FC, work=replace(FC.work, tensor_flops=FC.work.flops), half=True)
     roofs = dict(lower_bound(tensor, ORIN).roofs)
     assert roofs["fma"] == 0 and 0 < roofs["tensor"] < dict(half.roofs)["fma"]
+    # 1024 multiply-adds an SM and cycle in 16 bits, and twice as many in 8, which is the bound
+    assert roofs["tensor"] == pytest.approx(FC.work.flops / (2 * 2048 * 8 * 612e6) * 1e6)
 
 
 def test_a_copy_moves_its_bytes_twice() -> None:
