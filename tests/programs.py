@@ -652,12 +652,13 @@ def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterable[np
     yield rng.choice([-1.0, 1.0], size=shape)
 
 
-def probes(program: Program, draws: int = 2) -> Iterable[Probe]:
+def probes(program: Program) -> Iterable[Probe]:
     """Slopes of the float64 reference by central differences."""
     values = evaluate(program)
     weights = cotangents(program, [values[i] for i in program.outputs])
     base = [v.data for v in values[: len(program.inputs)]]
     step = 2.0**-18
+    draws = max(2, noisy_runs(program) - 2)
     for n in differentiable(program):
         rng = np.random.default_rng(n)
         for direction in _directions(program.inputs[n].shape, rng):
