@@ -61,7 +61,7 @@ class TGXAllocator(LRUAllocator["TGXDevice"]):
             raise MemoryError(f"TGX could not get {size} bytes of memory")
         if big and MADV_HUGEPAGE is not None:
             _libc.madvise(address, ctypes.c_size_t(size), MADV_HUGEPAGE)
-        if options.zero or not big:  # what a big one gets from the system is zero; the heap's is not
+        if options.zero or not big:  # the system gives zeros to big ones, the heap what was there
             ctypes.memset(address, 0, size)
         return TGXBuffer(int(address.value or 0), size)
 

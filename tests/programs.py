@@ -431,7 +431,8 @@ MOVEMENT = {
                      lambda x, y, dim: np.take_along_axis(x, y.astype(np.int64), dim)),
     "take": _moves("{x}[{y}]", lambda x, y: x[y.astype(np.int64)]),
     "take_column": _moves("{x}[:, {y}]", lambda x, y: x[:, y.astype(np.int64)]),
-    "one_hot": _moves("{x}.one_hot({0}).cast('int32')", lambda x, n: np.eye(n)[x.astype(np.int64)], _int32),
+    "one_hot": _moves("{x}.one_hot({0}).cast('int32')",
+                      lambda x, n: np.eye(n)[x.astype(np.int64)], _int32),
     "where": _moves("{x}.where({y}, {z})", np.where, _second),
     "masked_fill": _moves("{y}.masked_fill({x}, {0})",
                           lambda x, y, value: np.where(x, np.array(value, y.dtype), y), _second),
@@ -1129,8 +1130,8 @@ class Builder:
     def bitcast(self, key: Any) -> Any:
         """To the integer of the same width; of floats only inputs, which are exact."""
         width = np.dtype(storable(self.dtype(key))).itemsize * 8
-        if self.dtype(key) == "bool" or is_float(self.dtype(key)) and (
-                key[0] != "x" or self.dtype(key) not in ("float16", "float32", "float64")):
+        exact = key[0] == "x" and self.dtype(key) in ("float16", "float32", "float64")
+        if self.dtype(key) == "bool" or (is_float(self.dtype(key)) and not exact):
             return key
         to = self.rng.choice((f"int{width}", f"uint{width}"))
         return key if to == self.dtype(key) else self.apply("bitcast", [key], to)
