@@ -197,7 +197,8 @@ def origin_place(trace: Trace, origin: int) -> str:
 
 
 def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
-    """Keys for a graph's nodes: sort, Tensor operation, call of it, and operation within it."""
+    """Keys for a graph's nodes: the user's line for a Tensor graph, the sort and Tensor operation
+    for one kernel's; then the call of the operation, and what it is made of."""
 
     nodes = graph.nodes
 
@@ -213,9 +214,25 @@ def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
         place = origin_place(trace, n.origins[0]) if trace and n.origins else ""
         return f"{operation(i)} {place}".strip()
 
+    @cache
+    def line(i: int) -> str:
+        n = nodes[i]
+        if trace is None or not n.origins:
+            return sort_of(n)
+        o = trace.origin(n.origins[0])
+        frame = trace.origin(o.forward).frame if o.forward != -1 else o.frame
+        where = texts.get(frame) or call(i)
+        return PHASE_MARK[o.phase] + where
+
+    if graph.kind == "lazy" and trace is not None:
+        kept = {(f.id, n): text.strip() for f in trace.files for n, text in f.lines}
+        texts = {f.id: kept.get((f.file, f.line), "") for f in trace.frames}
+        coarse: list[Key] = [line]
+    else:
+        texts = {}
+        coarse = [lambda i: sort_of(nodes[i]), operation]
     return [
-        lambda i: sort_of(nodes[i]),
-        operation,
+        *coarse,
         call,
         lambda i: f"{call(i)}: {nodes[i].op}",
         lambda i: f"{call(i)}: {nodes[i].op} {nodes[i].dtype}".strip(),
@@ -228,8 +245,6 @@ def node_levels(graph: Graph, trace: Trace | None = None, limit: int = LIMIT) ->
     constant = constants(graph)
     shown = [i for i in range(len(graph)) if not constant[i]]
     keys = node_keys(graph, trace)
-    if graph.kind == "lazy":
-        keys = keys[1:]
     prefer = min(limit, LAZY_PREFER) if graph.kind == "lazy" else limit
     return divide(shown, keys, limit, graph.name or graph.kind, prefer)
 

@@ -178,7 +178,8 @@ def schedule(
     boxes = [
         kernel_box(part, k, tone(k), "chosen" if k.id == focus else "") for k in part.kernels
     ]
-    edges, outside = _buffer_edges(part, limit - len(boxes))
+    grouped = any(k.kind == "graph" for k in part.kernels)  # what goes between them is enough then
+    edges, outside = _buffer_edges(part, 0 if grouped else limit - len(boxes))
     if len(boxes) > 1 and not edges:
         return debug(trace, s.id, limit, colour)
     boxes += outside

@@ -34,8 +34,9 @@ def render(trace: Trace, what: str = "schedule", **choices: object) -> str:
 @cache
 def engine() -> str:
     """The program that lays out graphs: `dot` from PATH, else graphviz-pure's command."""
-    names = ("dot", "graphviz-pure", Path(sys.executable).with_name("graphviz-pure"))
-    found = next((path for name in (*names, *_installed()) if (path := shutil.which(name))), None)
+    beside = str(Path(sys.executable).with_name("graphviz-pure"))
+    names = ("dot", "graphviz-pure", beside, *_installed())
+    found = next((path for name in names if (path := shutil.which(name))), None)
     if not found:
         raise MissingTool(
             "no graphviz was found to draw an SVG",
@@ -45,13 +46,13 @@ def engine() -> str:
     return found
 
 
-def _installed() -> list[Path]:
+def _installed() -> list[str]:
     """Where pip put graphviz-pure's command: not on PATH when a venv is used without activating."""
     try:
         package = distribution("graphviz-pure")
     except PackageNotFoundError:
         return []
-    return [Path(str(package.locate_file(f))) for f in package.files or ()
+    return [str(package.locate_file(f)) for f in package.files or ()
             if f.stem == "graphviz-pure"]
 
 

@@ -52,7 +52,11 @@ def rate(per_second: float, unit: str) -> str:
 
 def percent(part: float) -> str:
     """A share: `38 %`, `0.4 %`."""
-    return "" if part < 0 else f"{part * 100:.0f} %" if part >= 0.0995 else f"{part * 100:.1f} %"
+    if part < 0:
+        return ""
+    if 0 < part < 0.0005:
+        return "<0.1 %"
+    return f"{part * 100:.0f} %" if part >= 0.0995 else f"{part * 100:.1f} %"
 
 
 def plural(n: int, word: str) -> str:

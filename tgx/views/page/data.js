@@ -185,7 +185,7 @@ function time(us) {
   if (us < 99.5) return +us.toPrecision(2) + " µs";
   return us < 999500 ? +(us / 1e3).toPrecision(3) + " ms" : +(us / 1e6).toPrecision(3) + " s";
 }
-const percent = (p) => (p < 0 ? "" : p >= 0.0995 ? (p * 100).toFixed(0) + " %" : (p * 100).toFixed(1) + " %");
+const percent = (p) => (p < 0 ? "" : p > 0 && p < 0.0005 ? "<0.1 %" : p >= 0.0995 ? (p * 100).toFixed(0) + " %" : (p * 100).toFixed(1) + " %");
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 const flopsOf = (k) => (k.us > 0 && k.flops >= 0 ? (k.flops / k.us) * 1e6 : -1);
 const bytesOf = (k) => (k.us > 0 && k.bytes >= 0 ? (k.bytes / k.us) * 1e6 : -1);

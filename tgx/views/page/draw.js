@@ -56,14 +56,17 @@ function edgeElement(e, boxes) {
   return g;
 }
 
-// A smooth line through points: vertical tangents, straight where it is straight.
+// A smooth line through points: it leaves and arrives upright, and turns evenly between.
 function curve(points) {
+  const last = points.length - 1;
+  const slope = (i) => (i === 0 || i === last ? 0
+    : (points[i + 1][0] - points[i - 1][0]) / (points[i + 1][1] - points[i - 1][1] || 1));
   let d = `M${r(points[0][0])} ${r(points[0][1])}`;
-  for (let i = 1; i < points.length; i++) {
-    const [x0, y0] = points[i - 1], [x1, y1] = points[i];
-    const bend = (y1 - y0) / 2;
-    d += Math.abs(x1 - x0) < 0.5 ? `L${r(x1)} ${r(y1)}`
-      : `C${r(x0)} ${r(y0 + bend)} ${r(x1)} ${r(y1 - bend)} ${r(x1)} ${r(y1)}`;
+  for (let i = 1; i <= last; i++) {
+    const [x0, y0] = points[i - 1], [x1, y1] = points[i], third = (y1 - y0) / 3;
+    const bend = last === 1 ? (y1 - y0) / 2 : third;
+    d += Math.abs(x1 - x0) < 0.5 && last === 1 ? `L${r(x1)} ${r(y1)}`
+      : `C${r(x0 + slope(i - 1) * bend)} ${r(y0 + bend)} ${r(x1 - slope(i) * bend)} ${r(y1 - bend)} ${r(x1)} ${r(y1)}`;
   }
   return d;
 }

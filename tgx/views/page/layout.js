@@ -57,12 +57,26 @@ function layout(boxes, edges) {
     const room = (it, toward) => clampTo(toward - it.x, it.w / 2 - 8);
     points[0] = [a.x + room(a, points[1][0]) * 0.6, a.y + a.h / 2];
     points[points.length - 1] = [b.x + room(b, points[points.length - 2][0]) * 0.6, b.y - b.h / 2];
-    edge.points = flipped ? points.reverse() : points;
+    const smooth = straighten(points);
+    edge.points = flipped ? smooth.reverse() : smooth;
     const label = chain.map((i) => items[i]).find((it) => it.label === edge);
     [edge.lx, edge.ly] = label ? [label.x, label.y] : middleOf(points);
   });
   for (const e of edges) if (e.a === e.b) e.points = [];
   return { w: Math.max(...items.map((it) => it.x + it.w / 2)), h: y };
+}
+
+// Leave out the points a straight line passes near anyway (Ramer, Douglas and Peucker).
+function straighten(points, near = 9) {
+  if (points.length < 3) return points;
+  const [x0, y0] = points[0], [x1, y1] = points[points.length - 1];
+  let far = 0, at = 0;
+  for (let i = 1; i < points.length - 1; i++) {
+    const off = Math.abs(x0 + ((points[i][1] - y0) / (y1 - y0 || 1)) * (x1 - x0) - points[i][0]);
+    if (off > far) { far = off; at = i; }
+  }
+  if (far <= near) return [points[0], points[points.length - 1]];
+  return [...straighten(points.slice(0, at + 1), near).slice(0, -1), ...straighten(points.slice(at), near)];
 }
 
 const clampTo = (v, limit) => Math.max(-limit, Math.min(limit, v));

@@ -159,7 +159,7 @@ function withEdges(boxes, boxOf, facts, node) {
   const total = boxes.length;
   const room = 60 - total;
   for (const [w, why] of order.filter((k) => boxOf.has(k)).flatMap((k) => (T.ends.get(k) ?? []).filter((x) => !x.readers.length && x.buffer >= 0).map((x) => [k, x]))) results.push([w, why]);
-  if (outside.size + results.length <= Math.min(room, 24)) {
+  if (!node[2] && outside.size + results.length <= Math.min(room, 24)) { // between groups is enough
     for (const [b, readers] of outside) {
       const buffer = T.buffers.get(b);
       boxes.push(bufferBox(buffer));
