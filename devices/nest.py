@@ -494,16 +494,19 @@ def unwrap(kernel: Kernel) -> Kernel:
         if not wraps:
             continue
         gates = [g for g in conjuncts(valid) if ranges(g)]
-        groups = tie(ranges(g) for g in gates)
         inner: dict[UOp, UOp] = {}
         for m in wraps:
             low, coefs, rest = split_terms(m.src[0])
             high, size = low, int(m.src[1].val)
-            if rest:
+            try:
+                groups = tie([ranges(e) for e in gates + rest])
+            except Miss:  # too many points
                 continue
             for group in groups:
                 points = group.table([g for g in gates if ranges(g)[0] in group.axes])
-                part = sum(coefs.pop(r, 0) * group.env[r] for r in group.axes)[points]
+                part = sum([coefs.pop(r, 0) * group.env[r] for r in group.axes] + [
+                    np.broadcast_to(evaluate(t, group.env), points.shape) for t in rest
+                    if ranges(t)[0] in group.axes])[points]
                 if not len(part):
                     raise Miss("an access has no valid point")
                 low, high = low + int(part.min()), high + int(part.max())
