@@ -129,6 +129,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "jitted step" in out and "1 launch " in out and "bound us" in out
 
 
+def test_models_by_name_need_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tinygrad import Tensor\n"
+        "def tgx_models():\n"
+        "    return {'double': (lambda x: x * 2, lambda batch: (Tensor.ones(batch, 8).clone(),))}\n"
+        "if __name__ == '__main__': raise SystemExit('it ran')\n"
+    )
+    words = ["profile", "--device", BOARD[0], "--json", "--batch", "4", "--model", "double"]
+    assert cli.main([*words, str(script)]) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert (step["name"], step["batch"]) == ("double", 4)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -162,16 +162,17 @@ def do_profile(options: Options) -> int:
     settings.choose_device("TGX")
     from tgx.adapter.profile import profile
 
+    models = [word for word in options.model.split(",") if word]
+
     def script() -> None:
         with redirect_stdout(sys.stderr):  # what it prints is not the report
-            try:
-                run_script(options)
+            try:  # models asked for by name are all that is wanted: its main part need not run
+                run_script(options, "tgx_profile" if models else "__main__")
             except SystemExit as stop:
                 if stop.code not in (None, 0):
                     raise
 
     batches = [int(word) for word in options.batch.split(",")]
-    models = [word for word in options.model.split(",") if word]
     result = profile(options.device, options.mode, batches, script, models)
     if options.html:
         try:
@@ -563,11 +564,12 @@ def add_script(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_script(options: Options) -> None:
+def run_script(options: Options, name: str = "__main__") -> None:
     """Run the script of `add_script`'s arguments as `python` itself would.
 
     It is the module `__main__`, sees its own `sys.argv`, finds the modules beside it, and its exit
-    code and its errors are its own.
+    code and its errors are its own. Under another `name` a file is as if imported: what stands
+    behind `if __name__ == "__main__"` does not run.
     """
     import runpy
     from types import ModuleType
@@ -586,7 +588,7 @@ def run_script(options: Options) -> None:
     except OSError as error:
         raise SystemExit(f"tgx: cannot read {words[0]}: {error.strerror}") from None
     _set_first_path(Path(words[0]).resolve().parent)
-    script = ModuleType("__main__")
+    script = ModuleType(name)
     script.__file__ = str(Path(words[0]).absolute())
     script.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = script  # and it stays: exit handlers and workers look there
