@@ -41,7 +41,7 @@ def folder() -> Path:
 
 @functools.cache
 def code_version() -> str:
-    """A digest of every file that decides how a kernel is compiled: ours, and tinygrad's release."""
+    """A digest of what decides how a kernel is compiled: our files, and tinygrad's release."""
     from importlib.metadata import version
     digest = hashlib.sha256(f"{version('tinygrad')} {version('llvmlite')} {SCHEMA}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -53,7 +53,8 @@ def program_key(key: tuple, renderer: Renderer) -> str:
     """Names a program: tinygrad's own key (the kernel, the target, its settings), the compiler's
     (LLVM, CPU, features), and our code's."""
     ast_key, kind, target, *config = key
-    parts = [ast_key.hex(), kind.__name__, str(target), repr(config), str(renderer.compiler.cachekey),
+    parts = [ast_key.hex(), kind.__name__, str(target), repr(config),
+             str(renderer.compiler.cachekey),
              repr(renderer.settings()), code_version()]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 

@@ -63,7 +63,7 @@ class TGXCompiler(Compiler):
         self.is_host = self.architecture == host_architecture().split(",")[0]
         initialize_llvm(not self.is_host)
         if cpu == "native" and not self.is_host:
-            raise CompileError(f"'native' is a {host_architecture()} here, not {self.architecture}: "
+            raise CompileError(f"'native' is {host_architecture()} here, not {self.architecture}: "
                                f"name a CPU, as in DEV=TGX::arm64,cortex-a78")
         extra = [f if f[0] in "+-" else f"+{f}" for f in features]
         self.cpu, host_features = host_cpu() if cpu == "native" else (cpu, "")

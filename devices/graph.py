@@ -35,7 +35,7 @@ class TGXGraph(MultiGraphRunner):
         self.words, self.jobs = array("q"), array("q")
         self.variables: list[tuple[int, str]] = []  # (word, name of a variable)
         self.inputs: list[tuple[int, UOp, int]] = []  # (word, argument, lane): changes every call
-        calls = iter(zip(self.calls, self.runtimes))
+        calls = iter(zip(self.calls, self.runtimes, strict=True))
         first_words = []
         for call in self.linear.src:
             ast, arguments = call.src[0], get_call_arg_uops(call)
@@ -52,10 +52,10 @@ class TGXGraph(MultiGraphRunner):
                     self.words.append(buffers[0].nbytes)
                     self.jobs.extend((threads.runtime().copy_address, 0, 1))
                     continue
-                for variable in ast.arg.vars:
-                    if variable.expr not in device_vars and variable.expr not in ast.arg.runtimevars:
-                        self.variables.append((len(self.words), variable.expr))
-                    self.words.append(device_vars.get(variable.expr, 0))
+                for name in (variable.expr for variable in ast.arg.vars):
+                    if name not in device_vars and name not in ast.arg.runtimevars:
+                        self.variables.append((len(self.words), name))
+                    self.words.append(device_vars.get(name, 0))
                 self.jobs.extend((runtime.address, 0, int(ast.arg.global_size[0])))
         base = self.words.buffer_info()[0]  # nothing grows from here on, so addresses hold
         for j, first in enumerate(first_words):
@@ -86,6 +86,7 @@ class TGXGraph(MultiGraphRunner):
             buffers[0].device, runtime.name if runtime is not None else
             f"{buffers[1].device} -> {buffers[0].device}", j, j + 1,
             runtime.profile_key if runtime is not None else None)
-            for j, ((_, _, buffers, _), runtime) in enumerate(zip(self.calls, self.runtimes))]
+            for j, ((_, _, buffers, _), runtime) in enumerate(
+                zip(self.calls, self.runtimes, strict=True))]
         microseconds = [decimal.Decimal(ns) / 1000 for ns in self.stamps]
         cpu_events.append(ProfileGraphEvent(entries, [], microseconds))

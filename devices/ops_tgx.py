@@ -15,7 +15,7 @@ import time
 from array import array
 from typing import Any
 
-from tinygrad.device import BufferSpec, Compiled, LRUAllocator, Program, ProfileDeviceEvent, TinyELF
+from tinygrad.device import BufferSpec, Compiled, LRUAllocator, ProfileDeviceEvent, Program, TinyELF
 from tinygrad.helpers import PROFILE, cpu_profile, from_mv, to_mv
 
 from tgx.devices import threads
@@ -27,7 +27,7 @@ from tgx.devices.renderer import TGXRenderer
 class TGXBuffer:
     """`size` bytes at `address`. `owner` is what keeps them alive, if we do not."""
 
-    __slots__ = ("address", "size", "owner")
+    __slots__ = ("address", "owner", "size")
 
     def __init__(self, address: int, size: int, owner: Any = None) -> None:
         self.address, self.size, self.owner = address, size, owner

@@ -49,7 +49,7 @@ LLVM_TYPE: dict[DType, str] = {
     dtypes.int8: "i8", dtypes.int16: "i16", dtypes.int32: "i32", dtypes.int64: "i64",
     dtypes.uint8: "i8", dtypes.uint16: "i16", dtypes.uint32: "i32", dtypes.uint64: "i64",
     dtypes.float16: "half", dtypes.bfloat16: "i16", dtypes.float32: "float",
-    dtypes.float64: "double", **{dt: "i8" for dt in dtypes.fp8s},
+    dtypes.float64: "double", **dict.fromkeys(dtypes.fp8s, "i8"),
 }
 SUFFIX = {"half": "f16", "float": "f32", "double": "f64"}  # names of overloaded intrinsics
 
@@ -358,7 +358,8 @@ def load(body: Body, place: UOp) -> str:
                    f"align {place.dtype.itemsize}")
     if place.dtype is not dtypes.bool:
         return x
-    return body.value(f"trunc {memory_type(dtypes.bool, count)} {x} to {llvm_type(dtypes.bool, count)}")
+    byte, bit = memory_type(dtypes.bool, count), llvm_type(dtypes.bool, count)
+    return body.value(f"trunc {byte} {x} to {bit}")
 
 
 def is_volatile(place: UOp) -> str:
@@ -418,7 +419,8 @@ def emit_range(body: Body, u: UOp) -> None:
         return
     ty = llvm_type(u.dtype)
     body.emit(f"{tag} = phi {ty} [ 0, %{loop}.entry ], [ {tag}.next, %{loop}.latch ]")
-    body.emit(f"{tag}.more = icmp {'ult' if kind(u.dtype) == 1 else 'slt'} {ty} {tag}, {body[u.src[0]]}")
+    less = "ult" if kind(u.dtype) == 1 else "slt"
+    body.emit(f"{tag}.more = icmp {less} {ty} {tag}, {body[u.src[0]]}")
     body.emit(f"br i1 {tag}.more, label %{loop}.body, label %{loop}.exit")
     body.label(f"{loop}.body")
 
@@ -461,7 +463,7 @@ def emit_nothing(body: Body, u: UOp) -> None:
 
 
 EMIT: dict[Ops, Callable[[Body, UOp], None]] = {
-    **{op: emit_arithmetic for op in ARITHMETIC},
+    **dict.fromkeys(ARITHMETIC, emit_arithmetic),
     Ops.CDIV: emit_divide, Ops.CMOD: emit_divide,
     Ops.NEG: emit_negate, Ops.MAX: emit_max, Ops.WHERE: emit_where,
     Ops.SQRT: emit_intrinsic("sqrt"), Ops.TRUNC: emit_intrinsic("trunc"),
@@ -471,8 +473,8 @@ EMIT: dict[Ops, Callable[[Body, UOp], None]] = {
     Ops.RANGE: emit_range, Ops.END: emit_end, Ops.IF: emit_if, Ops.ENDIF: emit_endif,
     Ops.CUSTOM: emit_custom, Ops.CUSTOMI: emit_custom,
     # A chunk runs on one thread, so LOCAL memory needs no barrier. The rest is bookkeeping.
-    **{op: emit_nothing for op in (Ops.BARRIER, Ops.AFTER, Ops.CONST, Ops.NOOP, Ops.GROUP,
-                                   Ops.SINK)},
+    **dict.fromkeys((Ops.BARRIER, Ops.AFTER, Ops.CONST, Ops.NOOP, Ops.GROUP, Ops.SINK),
+                    emit_nothing),
 }
 
 
@@ -508,19 +510,20 @@ class TGXRenderer(Renderer):
 
     def settings(self) -> tuple[bool, ...]:
         """The settings that change the code made from a kernel."""
-        return (settings.fast(), settings.check(), settings.count_accesses())
+        return (settings.fast(),)
 
     def optimize(self, k: Scheduler) -> Scheduler | None:
         """TGX's own choice of loops for a kernel, or None to leave it to tinygrad's heuristics."""
-        self.record = PathRecord("loops", reason="TGX_FAST=0, or accesses are watched")
-        if settings.fast() and not settings.check() and not settings.count_accesses():
+        self.record = PathRecord("loops", reason="TGX_FAST=0")
+        if settings.fast():
             try:
                 return contract.optimize(k, Machine.of(self.compiler.vector_bytes,
                                                        self.compiler.architecture))
             except Miss as miss:
                 self.record = PathRecord("loops", reason=str(miss))
             except Exception as e:  # a bug there must cost speed, not the program
-                self.record = PathRecord("loops", reason=f"tile path failed, {type(e).__name__}: {e}")
+                reason = f"tile path failed, {type(e).__name__}: {e}"
+                self.record = PathRecord("loops", reason=reason)
         return None
 
     def render(self, uops: list[UOp]) -> str:

@@ -218,8 +218,7 @@ def hot_loop(assembly: str, most: int = 30) -> str:
         body = lines[starts[0]:end + 1] if starts else []
         if any(x.startswith(".LBB") for x in body[1:]):
             continue  # not an innermost one
-        if sum("mul" in x or "fma" in x for x in body) > sum("mul" in x or "fma" in x for x in best):
-            best = body
+        best = max(best, body, key=lambda text: sum("mul" in x or "fma" in x for x in text))
     if not best:  # LLVM has unrolled all of it
         best = [x for x in lines if re.match(r"\tv?(fma|mul|mov|broadcast|max)", x)]
     kept = [x for x in best if x.strip() and not x.startswith("\t.")]

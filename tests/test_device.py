@@ -373,7 +373,8 @@ print(count)
 
 def test_cross_compiled_kernels_are_not_run_here() -> None:
     other = "arm64,cortex-a78" if "x86" in TGXCompiler().architecture else "x86_64,x86-64-v2"
-    done = child("from tinygrad import Tensor; (Tensor([1.,2.]) + 1).realize()", DEV=f"TGX::{other}")
+    code = "from tinygrad import Tensor; (Tensor([1.,2.]) + 1).realize()"
+    done = child(code, DEV=f"TGX::{other}")
     assert done.returncode != 0 and "cannot run on this machine" in done.stderr
 
 

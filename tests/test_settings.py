@@ -21,16 +21,14 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     assert settings.given() == {} and settings.strangers() == []
     assert settings.requested_device() == ("", "")
-    assert settings.fast() and not settings.check() and not settings.count_accesses()
-    assert settings.trace_dir() == "" and not settings.traceback()
+    assert settings.fast() and settings.trace_dir() == "" and not settings.traceback()
 
 
 def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TGX_FAST", "0")
-    monkeypatch.setenv("TGX_CHECK", "1")
-    monkeypatch.setenv("TGX_COUNT", "")
-    assert not settings.fast() and settings.check() and not settings.count_accesses()
-    assert settings.given() == {"TGX_FAST": "0", "TGX_CHECK": "1"}
+    monkeypatch.setenv("TGX_TRACEBACK", "")
+    assert not settings.fast() and not settings.traceback()
+    assert settings.given() == {"TGX_FAST": "0"}
 
 
 def test_a_flag_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,11 @@ import os
 from collections.abc import Mapping
 
 # name -> what it does. `tgx doctor` prints the ones that are set, and warns of a TGX_ name that is
-# not here: `TGX_CHEK=1` should not pass silently.
+# not here: `TGX_FSAT=0` should not pass silently.
 VARIABLES = {
     "DEVICE": "the device to run on, for every tinygrad script: DEVICE=TGX, DEVICE=CPU, ...",
     "DEV": "tinygrad's own variable for the same; it wins where both are set",
     "TGX_TRACE": "a folder: trace the run and write it there",
-    "TGX_CHECK": "1: check every kernel's reads and writes against its buffers",
-    "TGX_COUNT": "1: count what every kernel reads and writes",
     "TGX_FAST": "0: leave the fast paths out and lower everything the ordinary way",
     "TGX_TRACEBACK": "1: the command line shows Python's traceback with an error",
 }
@@ -71,14 +69,6 @@ def trace_dir() -> str:
 def take_trace_dir() -> str:
     """TGX_TRACE, for this process alone: those it starts would write the same folder."""
     return os.environ.pop("TGX_TRACE", "")
-
-
-def check() -> bool:
-    return flag("TGX_CHECK")
-
-
-def count_accesses() -> bool:
-    return flag("TGX_COUNT")
 
 
 def fast() -> bool:

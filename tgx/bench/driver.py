@@ -157,7 +157,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """Ours, without what would change the device or slow it down."""
     changes: dict[str, str | None] = dict.fromkeys(
-        ("DEV", "DEVICE", "DEBUG", "VIZ", "PROFILE", "BEAM", "TGX_TRACE", "TGX_COUNT", "TGX_CHECK")
+        ("DEV", "DEVICE", "DEBUG", "VIZ", "PROFILE", "BEAM", "TGX_TRACE", "TGX_FAST")
     )
     home = str(Path(__file__).resolve().parents[2])
     changes |= {"NUM_CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
