@@ -441,6 +441,56 @@ def do_debug(options: Options) -> int:
     return 0
 
 
+# **************** extract, bisect ****************
+
+
+def add_one_kernel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", metavar="DIR", help="a trace, from tgx trace")
+    parser.add_argument("--kernel", type=int, required=True, metavar="K", help="its number")
+    parser.add_argument("--device", default="", help="where to run it: the trace's own")
+    parser.add_argument("-o", "--output", default="", metavar="FILE", help="default: kernel-K.py")
+
+
+def do_extract(options: Options) -> int:
+    from tgx import codec
+    from tgx.adapter import extract
+
+    path = Path(options.output or f"kernel-{options.kernel}.py")
+    text = extract.script(codec.read(options.trace), options.kernel, options.device, path.name)
+    path.write_text(text, encoding="utf-8")
+    print(f"written: python {path}")
+    return 0
+
+
+def add_bisect(parser: argparse.ArgumentParser) -> None:
+    add_one_kernel(parser)
+    add_json(parser)
+
+
+def do_bisect(options: Options) -> int:
+    from tgx import codec
+    from tgx.adapter import bisect, extract
+
+    trace = codec.read(options.trace)
+    verdict = bisect.bisect(
+        trace,
+        options.kernel,
+        options.device,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    path = Path(options.output or f"kernel-{options.kernel}.py")
+    if verdict.kind != "right":
+        text = extract.script(trace, options.kernel, options.device, path.name)
+        path.write_text(text, encoding="utf-8")
+    if options.json:
+        print_json(asdict(verdict))
+    else:
+        print(verdict)
+        if verdict.kind != "right":
+            print(f"to see it alone: python {path}")
+    return 0 if verdict.kind == "right" else 1
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a script with TGX as its device (unless DEV or DEVICE says otherwise)",
@@ -473,6 +523,18 @@ COMMANDS: dict[str, Command] = {
         "tgx debug jetson.log -o jetson",
         add_debug,
         do_debug,
+    ),
+    "extract": Command(
+        "write a script that runs one kernel of a trace alone, and checks it",
+        "tgx extract run --kernel 12 -o kernel.py",
+        add_one_kernel,
+        do_extract,
+    ),
+    "bisect": Command(
+        "find the rule, optimisation or path that makes a kernel wrong",
+        "tgx bisect run --kernel 12",
+        add_bisect,
+        do_bisect,
     ),
     "bench": Command(
         "TGX beside stock tinygrad, PyTorch and JAX, in one run",

@@ -254,4 +254,5 @@ def rebuild(trace: Trace, kernel: int, device: str) -> UOp:
     exec(
         compile(checked(pane.text, f"kernel {kernel}"), "<kernel>", "exec"), scope
     )  # checked above
-    return scope["ast"]  # type: ignore[return-value]
+    ast: UOp = scope["ast"]
+    return ast

@@ -15,7 +15,7 @@ own origins.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,7 @@ class Follow:
         self.carried: list[dict[UOp, Any]] = [self.stages, self.calls]
         self.split: tuple[UOp, dict[UOp, Tokens]] | None = None
         self.recorder = recorder
+        self.skip: Collection[Any] = ()  # places of rules that are turned off
         self.after: dict[str, Callable[[UOp], UOp]] = {}  # name of a pass -> what follows it
         self.watch: Callable[[UOp, UOp, list[UOp], Any, Any], None] | None = None
 
@@ -166,7 +167,7 @@ def current() -> Follow | None:
     return _following[-1] if _following else None
 
 
-def first_match(matcher: Any, node: UOp, ctx: Any) -> tuple[Any, Any]:
+def first_match(matcher: Any, node: UOp, ctx: Any, skip: Collection[Any] = ()) -> tuple[Any, Any]:
     """(result, pattern) of the first rule that fires: `PatternMatcher.rewrite`, which does not say
     which."""
     patterns = matcher.pdict.get(node.op)
@@ -175,7 +176,7 @@ def first_match(matcher: Any, node: UOp, ctx: Any) -> tuple[Any, Any]:
         if have is None:
             node.__dict__["_src_ops"] = have = {s.op for s in node.src}
         for entry in patterns:
-            if entry[2].issubset(have):
+            if entry[2].issubset(have) and (not skip or entry[0].location not in skip):
                 result = entry[1](node, ctx)
                 if result is not None and result is not node:
                     return result, entry[0]
@@ -199,7 +200,7 @@ class FollowedRewrite(RewriteContext):
             )
 
     def pm_rewrite(self, x: UOp) -> UOp | None:
-        result, pattern = first_match(self.pm, x, self.ctx)
+        result, pattern = first_match(self.pm, x, self.ctx, self.follow.skip)
         if isinstance(result, UOp):
             self.follow.matched(x, result, pattern, self)
         return result
@@ -207,7 +208,7 @@ class FollowedRewrite(RewriteContext):
     def cached_bpm_rewrite(self, x: UOp) -> UOp | None:
         if x in self.bpm_cache:
             return self.bpm_cache[x]
-        result, pattern = first_match(self.bpm, x, self.ctx)
+        result, pattern = first_match(self.bpm, x, self.ctx, self.follow.skip)
         if isinstance(result, UOp):
             self.follow.matched(x, result, pattern, self)
         self.bpm_cache[x] = result

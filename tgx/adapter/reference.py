@@ -29,8 +29,8 @@ ARITHMETIC: dict[Ops, Any] = {
     Ops.AND: np.bitwise_and,
     Ops.OR: np.bitwise_or,
     Ops.XOR: np.bitwise_xor,
-    Ops.SHL: np.left_shift,
-    Ops.SHR: np.right_shift,
+    Ops.SHL: lambda a, b: np.left_shift(a, b.astype(a.dtype)),
+    Ops.SHR: lambda a, b: np.right_shift(a, b.astype(a.dtype)),
     Ops.FLOORDIV: np.floor_divide,
     Ops.FLOORMOD: np.mod,
     Ops.CDIV: lambda a, b: np.trunc(a / b).astype(np.int64),
@@ -45,6 +45,7 @@ ARITHMETIC: dict[Ops, Any] = {
     Ops.WHERE: np.where,
     Ops.MULACC: lambda a, b, c: a * b + c,
 }
+INTEGER = {Ops.ADD, Ops.SUB, Ops.MUL, Ops.MAX, Ops.AND, Ops.OR, Ops.XOR, Ops.SHL, Ops.SHR}
 REDUCTIONS: dict[Ops, Any] = {Ops.ADD: np.sum, Ops.MUL: np.prod, Ops.MAX: np.max}
 
 
@@ -193,6 +194,8 @@ def _step(
     elif n.op in ARITHMETIC:
         if n.op is Ops.WHERE and n.src[2].op is Ops.CONST and n.src[2].arg is Invalid:
             oks.append(sources[0])
+        if not dtypes.is_float(n.dtype) and n.op in INTEGER:  # int64 with uint64 would be a float
+            sources = [np.asarray(s).astype(number_type(n.dtype)) for s in sources]
         made = ARITHMETIC[n.op](*sources)
         result[n] = np.asarray(made).astype(number_type(n.dtype))
     else:
