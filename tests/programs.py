@@ -728,7 +728,7 @@ def run_tinygrad(program: Program, device: str | None = None, jit: bool = False,
             made.append(Tensor(data.astype(storable(i.dtype)), device=device).cast(i.dtype))
         if backward:
             made += [Tensor(w, device=device) for w in weights if w is not None]
-        return [t.contiguous().realize() for t in made]
+        return [t.clone().realize() for t in made]  # a scalar would stay a constant otherwise
 
     def call(*args: Any) -> list[Any]:
         results = space["program"](*args)

@@ -267,6 +267,12 @@ FOUND: dict[str, Program] = {
     "reciprocal in masked lanes": Program(
         (Input((1, 2, 7, 11), "float32", 1674765456),),
         (Step("max_pool", (0,), ((3, 3), (3, 1), (1, 2), (0, 0, 0, 0))),)),
+    # an index that is never valid reached the fit of the recovered nest
+    "replicate pad twice": Program(
+        (Input((33, 5), "float32", 1900031722),),
+        (Step("cast", (0,), ("int64",)), Step("shr", (1,), (11,)),
+         Step("pad_mode", (2,), (((1, 1), (1, 0)), "replicate")),
+         Step("pad_mode", (3,), (((0, 1), (1, 1)), "replicate")))),
     # a sum of bits is their "or"; the machine's addition of bits is "exclusive or"
     "sum of bools as a bool": Program(
         (Input((18, 18), "bool", 4),), (Step("sum_bool", (0,), (None, False)),)),
