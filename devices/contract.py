@@ -22,7 +22,7 @@ from tgx.devices.plan import Machine, Plan, accesses, plan
 from tgx.devices.record import MARK, PathRecord
 
 # Bookkeeping nodes: what is left is arithmetic, counted as tinygrad counts it.
-FREE = ("load", "const", "index", "mask", "cast", "bitcast")
+FREE = ("part", "load", "const", "index", "mask", "cast", "bitcast")
 
 
 class Finished(Scheduler):
@@ -49,7 +49,8 @@ def estimates(nest: Nest) -> Estimates:
             count = (points if n in inside else outs) * n.arg.dtype.itemsize
             lds += count
             mem[n.arg.slot] = min(mem.get(n.arg.slot, 0) + count, n.arg.size * n.arg.dtype.itemsize)
-    return Estimates(ops, lds, sum(mem.values()) + outs * nest.store.dtype.itemsize)
+    own = Estimates(ops, lds, sum(mem.values()) + outs * nest.store.dtype.itemsize)
+    return sum((estimates(p) for p in nest.parts), own)
 
 
 def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
@@ -57,7 +58,7 @@ def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
     params = {x.arg.slot: x for x in k.ast.toposort()
               if x.op is Ops.PARAM and x.addrspace is AddrSpace.GLOBAL}
     zero = UOp.const(0, dtypes.weakint)
-    inputs = {n.arg.slot for n in plan.nest.value.walk() if n.op == "load"}
+    inputs = {n.arg.slot for nest in (plan.nest, *plan.nest.parts) for n in nest.value.walk() if n.op == "load"}
     loads = tuple(params[s].index(zero).load() for s in sorted(inputs))
     chunk = (UOp.variable("core_id", 0, plan.chunks - 1, dtypes.int, param=True),) if plan.chunks > 1 else ()
     # buffers that recovery proved unused are still arguments of the call: keep them mentioned

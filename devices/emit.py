@@ -20,8 +20,8 @@ import numpy as np
 from tinygrad.dtype import DType, dtypes, truncate
 from tinygrad.uop.ops import Ops
 
-from tgx.devices.nest import Access, Affine, Mask, Miss, Node
-from tgx.devices.plan import Pack, Plan, body_of, dependence, strides
+from tgx.devices.nest import Access, Affine, Mask, Miss, Nest, Node
+from tgx.devices.plan import Pack, Plan, body_of, bounds, dependence, strides
 
 TYPES: dict[DType, str] = {
     dtypes.bool: "i1", dtypes.int8: "i8", dtypes.uint8: "i8", dtypes.int16: "i16",
@@ -694,26 +694,45 @@ class Emitter:
                     self.store(self.nest.store, self.ev(self.nest.value, here), here)
         elif self.plan.lanes_out:
             units = self.units(scope)
+            parts = [self.part(p, scope, units) for p in self.nest.parts]
             accs = self.accumulate(scope, units)
             for coords in self.tiles(scope):
                 for unit in range(units):
                     here = replace(scope, coords=coords, unit=unit)
-                    self.finish(accs[tuple(coords.values()), unit], here)
+                    key = tuple(coords.values()), unit
+                    self.finish(accs[key], here, [p[key] for p in parts])
         else:
             self.across(scope)
 
-    def finish(self, acc: Value, scope: Scope) -> None:
+    def part(self, part: Nest, scope: Scope, units: int) -> dict[tuple[tuple[int, ...], int], Value]:
+        """Another sum over the same tile: the emitter looks at its nest for a while."""
+        mine = self.plan, self.nest, self.deps, self.red, self.body
+        self.plan = replace(self.plan, nest=part, unroll=(), packs=(), sums=tuple(
+            a.name for a in sorted(part.axes, key=lambda a: a.name not in bounds(part, scope.lane)) if not a.out))
+        self.nest, self.deps, self.red, self.body = part, dependence(part), part.reduction, body_of(part)
+        sums = self.accumulate(replace(scope, memo={}), units)
+        self.plan, self.nest, self.deps, self.red, self.body = mine
+        return sums
+
+    def finish(self, acc: Value, scope: Scope, parts: list[Value] | None = None) -> None:
         """The epilogue of one accumulator, and its store."""
         assert self.red is not None
         key = (self.red, tuple(scope.coords.get(a, 0) for a in self.tile if a in self.deps[self.red]),
                scope.unit if any(a in self.deps[self.red] for a in scope.lane) else -1)
+        sums = [n for n in self.nest.value.walk() if n.op in ("sum", "part")]
         memo = {k: v for k, v in scope.memo.items() if not isinstance(k[0], Node)
-                or self.red not in k[0].walk()}
+                or not any(n in sums for n in k[0].walk())}
         here = replace(scope, memo=memo)
         here.memo[key] = acc
+        for n in self.nest.value.walk():
+            if n.op == "part":
+                assert parts is not None
+                lanes = any(a in self.deps[n] for a in scope.lane)
+                here.memo[n, tuple(scope.coords.get(a, 0) for a in self.tile if a in self.deps[n]),
+                          scope.unit if lanes else -1] = parts[n.arg]
         self.store(self.nest.store, self.ev(self.nest.value, here), here)
         scope.memo.update({k: v for k, v in here.memo.items() if not isinstance(k[0], Node)
-                           or self.red not in k[0].walk()})
+                           or not any(n in sums for n in k[0].walk())})
 
     def accumulate(self, scope: Scope, units: int) -> dict[tuple[tuple[int, ...], int], Value]:
         """Run the reduction loops over a tile; the finished accumulators."""

@@ -157,6 +157,7 @@ class Node:
             case "load": return str(self.arg)
             case "const": return str(self.arg)
             case "index": return f"({self.arg})"
+            case "part": return f"part {self.arg}"
             case "mask": return " & ".join(map(str, self.arg)) or "true"
             case "sum": return f"{self.arg.name.lower()}({src[0]})"
             case "where": return f"({src[0]} ? {src[1]} : {src[2]})"
@@ -171,11 +172,13 @@ class Nest:
     """A perfect loop nest: for every point of the out axes, store `value`.
 
     At most one node of `value` is a `sum`; it runs over the axes that are not `out`, on the points
-    where every mask of `domain` holds."""
+    where every mask of `domain` holds. What else is summed up for the same outputs is in `parts`,
+    nests of their own over the same out axes; the node `part` stands for their values."""
     axes: tuple[Axis, ...]
     store: Access
     value: Node
     domain: tuple[Mask, ...] = ()
+    parts: tuple[Nest, ...] = ()
 
     @property
     def reduction(self) -> Node | None:
@@ -188,7 +191,8 @@ class Nest:
         loops = " ".join(f"{a.name}:{a.size}" for a in self.axes if a.out)
         sums = " ".join(f"{a.name}:{a.size}" for a in self.axes if not a.out)
         where = "".join(f"\n  where {describe(m)}" for m in self.domain)
-        return f"for {loops or '-'}{' sum ' + sums if sums else ''}{where}\n  {self.store} = {self.value}"
+        first = "".join(f"part {i}: {p}\n" for i, p in enumerate(self.parts))
+        return f"{first}for {loops or '-'}{' sum ' + sums if sums else ''}{where}\n  {self.store} = {self.value}"
 
 
 def describe(mask: Mask) -> str:
@@ -566,9 +570,12 @@ class Builder:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         reds = kernel.reductions
-        if len(reds) > 1:
-            raise Miss(f"{len(reds)} reductions in one kernel")
-        self.red = reds[0] if reds else None
+        # several sums for the same outputs: the longest is the nest's own, the others are parts
+        self.red = max(reds, key=lambda r: int(np.prod([x.vmax + 1 for x in r.src[1:]])), default=None)
+        self.others = [r for r in reds if r is not self.red]
+        if self.red is not None and any(r in o.src[0].toposort() or o in r.src[0].toposort()
+                                        for o in reds for r in reds if r is not o):
+            raise Miss("a reduction of a reduction")
         sums = tuple(self.red.src[1:]) if self.red is not None else ()
         self.names: dict[UOp, str] = {}
         const, coefs, _ = split_terms(kernel.index.src[1].get_idx())
@@ -590,7 +597,7 @@ class Builder:
 
     def bundles(self) -> Iterator[list[UOp]]:
         """What is tied: the ranges of each gate, and of each index term that is not linear."""
-        for x in UOp.sink(self.kernel.index, self.kernel.value).toposort():
+        for x in UOp.sink(self.kernel.index, self.kernel.value).toposort(gate=lambda u: u not in self.others):
             if x.op is Ops.INDEX:
                 if not is_index(x.src[1]):
                     raise Miss("an index depends on loaded data")
@@ -686,6 +693,8 @@ class Builder:
             return Node("load", dtype, arg=self.access(u, inside))
         if u.op is Ops.RANGE:
             return Node("index", dtype, arg=Affine(0, ((self.names[u], 1),)))
+        if u in self.others:
+            return Node("part", dtype, arg=self.others.index(u))
         if u.op is Ops.REDUCE:
             return Node("sum", dtype, (self.node(u.src[0], True, dtype),), u.arg[0])
         if u.op is Ops.WHERE:
@@ -718,15 +727,17 @@ class Builder:
 
     def nest(self) -> Nest:
         store = self.access(self.kernel.index, False)
-        value = self.node(self.kernel.value, False, store.dtype)
-        if value.dtype != store.dtype:
+        whole = self.kernel.value is not self.red  # else this is a part, and nothing is stored
+        value = self.node(self.kernel.value, False, store.dtype if whole else None)
+        if whole and value.dtype != store.dtype:
             raise Miss(f"stores {value.dtype.name} to a buffer of {store.dtype.name}")
         domain = tuple(self.mask(g, g.valid, False) for g in self.groups if not g.valid.all())
+        parts = tuple(Builder(Kernel(self.kernel.index, r, self.kernel.outs)).nest() for r in self.others)
         axes = self.axes
         if not any(a.out for a in axes):  # one number: a loop of one step, so that there is one
             axes = (Axis("o0", 1, True), *axes)
             store = replace(store, index=Affine.of(store.index.const, {"o0": 1}))
-        nest = Nest(axes, store, value, domain)
+        nest = Nest(axes, store, value, domain, parts)
         for n in value.walk():
             if n.op == "load" and n.arg.slot == store.slot and (
                     (n.arg.index != store.index and self.names) or self.red is not None):

@@ -128,6 +128,11 @@ def merge(nest: Nest, hi: str, lo: str) -> Nest | None:
     indices = [a.index for a in accesses(nest)] + [v.arg for v in nest.value.walk() if v.op == "index"]
     if any(i[hi] != n * i[lo] for i in indices):
         return None
+    parts = nest.parts
+    if axes[lo].out:  # the same for all sums, or not at all
+        parts = tuple(m for p in nest.parts if (m := merge(p, hi, lo)) is not None)
+        if len(parts) != len(nest.parts):
+            return None
     try:
         both = Axis(lo, axes[hi].size * n, axes[lo].out)
 
@@ -150,7 +155,7 @@ def merge(nest: Nest, hi: str, lo: str) -> Nest | None:
                 arg = masks(arg)
             done[v] = Node(v.op, v.dtype, tuple(done[s] for s in v.src), arg)
         rest = tuple(both if a.name == lo else a for a in nest.axes if a.name != hi)
-        return Nest(rest, access(nest.store), done[nest.value], masks(nest.domain))
+        return Nest(rest, access(nest.store), done[nest.value], masks(nest.domain), parts)
     except OverflowError:
         return None
 
@@ -174,7 +179,7 @@ def join(masks: list[Mask], hi: str, lo: str, nest: Nest) -> Mask:
 def blocked(nest: Nest) -> list[Nest]:
     """The nest with one long output axis cut in two: what the inner part uses may fit a cache."""
     out: list[Nest] = []
-    if not is_contraction(nest) or math.prod(a.size for a in nest.axes) < BIG or nest.domain:
+    if not is_contraction(nest) or math.prod(a.size for a in nest.axes) < BIG or nest.domain or nest.parts:
         return out
     for axis in nest.axes:
         for n in (64, 128):
@@ -228,13 +233,15 @@ def dependence(nest: Nest) -> dict[Node, frozenset[str]]:
         elif n.op == "sum":
             mine |= {a for m in nest.domain for a in m.axes}
             mine -= sums
+        elif n.op == "part":
+            mine |= {a.name for a in nest.axes if a.out}
         out[n] = frozenset(mine)
     return out
 
 
 def bounds(nest: Nest, lane: tuple[str, ...]) -> set[str]:
     """Axes whose loops have bounds that depend on other loops."""
-    out: set[str] = set()
+    out: set[str] = {a for p in nest.parts for a in bounds(p, lane)}
     for m in nest.domain:
         drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
         if not (m.table.any(drop) if drop else m.table).all():
@@ -284,7 +291,9 @@ class Model:
         self.width = machine.vector // max([*sizes, nest.store.dtype.itemsize, 2])
         self.outs = [a for a in nest.axes if a.out]
         self.sums = [a for a in nest.axes if not a.out]
-        self.trips = math.prod(a.size for a in self.sums)
+        # parts cost like so many more steps of the nest's own sum
+        trips = [math.prod(a.size for a in n.axes if not a.out) for n in (nest, *nest.parts)]
+        self.more = sum(trips) / trips[0]
 
     def lanes(self) -> list[tuple[str, ...]]:
         """Axes, or pairs of axes, that may fill a vector."""
@@ -299,6 +308,8 @@ class Model:
         """Masks with lanes need tables; a two-axis lane has none."""
         masks = [m for a in accesses(self.nest) for m in a.masks] + list(self.nest.domain)
         masks += [m for n in self.nest.value.walk() if n.op == "mask" for m in n.arg]
+        if self.nest.parts and not (len(lane) == 1 and any(a.name in lane for a in self.outs)):
+            return False  # parts are summed in the lanes of the outputs
         if len(lane) == 2:
             return not any(a in m.axes for m in masks for a in lane)
         return all(m.table.size <= MASK_BYTES * 8 for m in masks if lane[0] in m.axes)
@@ -552,7 +563,7 @@ def search(model: Model, lane: tuple[str, ...]) -> Iterator[Candidate]:
                 # a last tile with fewer vectors costs less than a full one
                 part = -(-lane_size // w) / vectors
                 steps = tiles * part * math.prod(a.size for a in model.sums if a.name not in lane)
-                cost = steps * max(cycles, 4.0 if contracts else 0.0)
+                cost = model.more * steps * max(cycles, 4.0 if contracts else 0.0)
                 cost += tiles * (part if lanes_out else 1.0) * (accs * store + (6.0 if contracts else 0.0))
                 order = tile if lanes_out else held(tile, operands)
                 yield Candidate(model, lane, vectors, order, operands, sums, cost)

@@ -5,6 +5,7 @@ recovery made of it. Both evaluate every point with NumPy. On integers the two m
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -154,6 +155,12 @@ def interpret_nest(nest: Nest, data: dict[int, np.ndarray]) -> np.ndarray:
                 done[n] = where(n.arg).astype(NUMPY[n.dtype])
             elif n.op == "mask":
                 done[n] = holds(n.arg)
+            elif n.op == "part":  # stored to a buffer of its own, then read at the same place
+                part = nest.parts[n.arg]
+                lone = dataclasses.replace(part, store=dataclasses.replace(part.store, slot=-1))
+                room = interpret_nest(lone, {**data, -1: np.zeros(len(data[nest.store.slot]))})
+                at, ok = where(nest.store.index), holds(nest.store.masks)
+                done[n] = room[np.where(ok, at, 0)]
             elif n.op == "sum":
                 wide = np.broadcast_to(args[0], shape)
                 wide = np.where(domain, wide, 0) if n.arg is Ops.ADD else wide

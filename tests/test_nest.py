@@ -37,6 +37,14 @@ def pool_backward() -> Any:
     return y.gradient(x, gradient=empty(*y.shape))[0].contiguous().realize()
 
 
+def two_gradients() -> Any:
+    """The end of a residual block: two convolutions share an input, so its gradient is two sums."""
+    x = empty(2, 4, 8, 8)
+    r = x.relu()
+    a, b = r.conv2d(empty(8, 4, 3, 3), stride=2, padding=1), r.conv2d(empty(8, 4, 1, 1), stride=2)
+    return (a + b).gradient(x, gradient=empty(2, 8, 4, 4))[0].contiguous().realize()
+
+
 # ---------- known answers ----------
 
 GOLDEN: dict[str, tuple[Callable[[], Any], str]] = {
@@ -132,6 +140,7 @@ def property_cases() -> dict[str, Callable[[], Any]]:
         x, gradient=empty(1, 2, 2, 2))[0].contiguous().realize()
     cases["triangle"] = lambda: (empty(5, 5).tril() @ empty(5, 3)).realize()
     cases["gather by stride"] = lambda: empty(40)[3:37:5].contiguous().realize()
+    cases["two sums"] = two_gradients
     return cases
 
 
