@@ -731,7 +731,8 @@ def run_tinygrad(program: Program, device: str | None = None, jit: bool = False,
         return [t.clone().realize() for t in made]  # a scalar would stay a constant otherwise
 
     def call(*args: Any) -> list[Any]:
-        results = space["program"](*args)
+        # a bare view of an input would, in a TinyJit, stay a view of the captured call's input
+        results = [r.contiguous() for r in space["program"](*args)]
         Tensor.realize(*results)
         return results
 
