@@ -6,8 +6,9 @@ called with, its estimates, its IR and its object code, under a key made of ever
 them (see `program_key`). A file is written whole and then renamed, carries its own checksum, and is
 deleted when it does not match: processes that share the folder, or die while writing, do no harm.
 
-tinygrad looks for programs in `lower_and_compile` (`tinygrad/engine/realize.py`); `install` wraps
-that function. BEAM, which measures, and DEBUG=3 and above, which print while they compile, pass by.
+tinygrad looks for programs in `lower_and_compile` (`tinygrad/engine/realize.py`), which the import
+hook makes come here first. BEAM, which measures, and DEBUG=3 and above, which print while they
+compile, do without.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import hashlib
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tinygrad.codegen as codegen
@@ -153,27 +154,21 @@ def compile_all(kernels: Iterable[tuple[UOp, Renderer]]) -> dict[tuple, str]:
     return {}
 
 
-def install(renderer_type: type) -> None:
-    """Wraps tinygrad's `lower_and_compile`; kernels of other renderers do not notice."""
-    stock = realize.lower_and_compile
-    if getattr(stock, "tgx", False):
-        return
+def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:
+    """The TGX kernels of a schedule that are still to be compiled, but for BEAM's."""
+    from tgx.devices.renderer import TGXRenderer
+    for call in linear.toposort():
+        if call.op is Ops.CALL and (found := realize._get_call_to_compile(call)) is not None:
+            ast, renderer = found
+            if isinstance(renderer, TGXRenderer) and ast.op is Ops.SINK and not ast.arg.beam:
+                yield ast, renderer
 
-    def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:
-        for call in linear.toposort():
-            if call.op is Ops.CALL and (found := realize._get_call_to_compile(call)) is not None:
-                ast, renderer = found
-                if isinstance(renderer, renderer_type) and ast.op is Ops.SINK and not ast.arg.beam:
-                    yield ast, renderer
 
-    @functools.wraps(stock)
-    def lower_and_compile(linear: UOp) -> UOp:
-        pooled = compile_all(kernels(linear))
-        compiled = stock(linear)
-        for key, name in pooled.items():
-            if name:
-                write(name, codegen.to_program_cache[key])
-        return compiled
-
-    lower_and_compile.tgx = True  # type: ignore[attr-defined]
-    realize.lower_and_compile = lower_and_compile
+def lower_and_compile(linear: UOp, stock: Callable[[UOp], UOp]) -> UOp:
+    """tinygrad's `lower_and_compile` (which is `stock`), with this cache before it."""
+    pooled = compile_all(kernels(linear))
+    compiled = stock(linear)
+    for key, name in pooled.items():
+        if name:
+            write(name, codegen.to_program_cache[key])
+    return compiled

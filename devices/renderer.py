@@ -32,7 +32,7 @@ from tinygrad.renderer.cstyle import create_non_native_float_pats, pm_manual_bf1
 from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
 
 from tgx import settings
-from tgx.devices import cache, contract, optimize
+from tgx.devices import contract, optimize
 from tgx.devices.compiler import TGXCompiler
 from tgx.devices.nest import Miss
 from tgx.devices.plan import Machine
@@ -575,4 +575,3 @@ def module_text(name: str, parameters: list[UOp], body: Body) -> str:
 
 
 optimize.install(lambda k: k.ren.optimize(k), TGXRenderer)
-cache.install(TGXRenderer)

@@ -56,6 +56,22 @@ def read_directly(Buffer: Any) -> None:
     Buffer.as_memoryview = as_memoryview
 
 
+def keep_programs(realize: Any) -> None:
+    """Finished TGX kernels come from, and go to, a cache on disk (`tgx.devices.cache`)."""
+    stock = realize.lower_and_compile
+
+    @functools.wraps(stock)
+    def lower_and_compile(linear: Any) -> Any:
+        devices = (call.src[1].device for call in linear.src if len(call.src) > 1)
+        if any("TGX" in str(device) for device in devices):
+            from tgx.devices import cache
+
+            return cache.lower_and_compile(linear, stock)
+        return stock(linear)
+
+    realize.lower_and_compile = lower_and_compile
+
+
 def on_tgx() -> bool:
     """Whether this program's default device is TGX."""
     from tinygrad import Device
