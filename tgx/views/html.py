@@ -2,8 +2,8 @@
 
 The page is `tgx/views/page/`: a skeleton, a style sheet and some scripts without a framework, put
 into one file here. The trace travels inside it as chunks: JSON, deflated, in base64. The core (what
-the first screen needs) is unpacked when the page opens, everything else when it is looked at: each
-program's UOps, code and rewrites are one chunk, and so are each schedule's.
+the first screen needs) is unpacked when the page opens, everything else when it is looked at: a
+program's UOps and code are one chunk, its rewrites another, and so for each schedule.
 
 Safety: a trace may come from a stranger. Base64 cannot close a script element, the scripts only
 ever create text nodes, and the page's own policy forbids the network and any script but its own
@@ -84,23 +84,33 @@ def pack(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> dict[s
         f"p{p.id}": _program(trace, p.id, kernels.get(p.id, ())) for p in trace.programs
     }
     details |= {f"s{s.id}": _schedule(trace, s.id) for s in trace.schedules}
+    owners: dict[str, list[Pass]] = {}  # rewrites are most of a trace: chunks of their own
+    for p in trace.passes:
+        owner = f"rs{p.schedule}" if p.schedule != -1 else f"rp{p.program}"
+        owners.setdefault(owner, []).append(p)
+    rewrites = {name: _deflate(_passes(trace, passes)) for name, passes in owners.items()}
     packed = {name: _deflate(value) for name, value in details.items() if any(value.values())}
     left_out: list[str] = []
-    for level in ("passes", "code"):
-        heavy = sorted((n for n in packed if details[n].get(level)), key=lambda n: -len(packed[n]))
-        for name in heavy:
-            if sum(map(len, packed.values())) <= budget:
-                break
-            details[name] |= {level: [], "left_out": [*details[name].get("left_out", []), level]}
-            if level == "passes":
-                details[name]["table"] = None
-            packed[name] = _deflate(details[name])
+    size = sum(map(len, (*packed.values(), *rewrites.values())))
+    for name in sorted(rewrites, key=lambda n: -len(rewrites[n])):
+        if size <= budget:
+            break
+        size -= len(rewrites.pop(name))
+        left_out.append(name)
+    for name in sorted(packed, key=lambda n: -len(packed[n])):
+        if size <= budget:
+            break
+        if details[name].get("code"):
+            size -= len(packed[name])
+            packed[name] = _deflate(details[name] | {"code": [], "left_out": ["code"]})
+            size += len(packed[name])
             left_out.append(name)
+    packed |= rewrites
     core = _core(trace, roof or costs.roof_of(trace))
     core["chunks"] = list(packed)
     if left_out:
         core["env"]["missing"] += [
-            f"the rewrites or code of {words.plural(len(left_out), 'program')} were left out of "
+            f"the rewrites or code of {len(left_out)} programs and schedules were left out of "
             "this page to keep it small; `tgx show` has them all"
         ]
     return {"core": _deflate(core), **packed}
@@ -162,7 +172,7 @@ def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
 
 
 def _program(trace: Trace, id: int, kernels: Sequence[Kernel]) -> dict[str, Any]:
-    """A program's details. Its kernels come from different lines: each has its own origins, and,
+    """A program's UOps and code. Its kernels come from different lines: each has its own origins, and,
     where its operations differ too, its own levels."""
     p = trace.program(id)
     graph = trace.graph(p.uops if p.uops != -1 else p.ast) if (p.uops, p.ast) != (-1, -1) else None
@@ -187,7 +197,6 @@ def _program(trace: Trace, id: int, kernels: Sequence[Kernel]) -> dict[str, Any]
         "origins": [_rows(row) for row in rows],
         "kernels": provenance,
         "code": [[c.level, c.language, c.text, c.uops, c.facts] for c in p.code],
-        **_passes(trace, [x for x in trace.passes if x.program == id]),
     }
 
 
@@ -199,10 +208,8 @@ def _rows(column: Sequence[tuple[int, ...]]) -> dict[str, Any]:
 
 def _schedule(trace: Trace, id: int) -> dict[str, Any]:
     s = trace.schedule(id)
-    return {
-        "lazy": _graph(trace, uops.named(trace, trace.graph(s.lazy))) if s.lazy != -1 else None,
-        **_passes(trace, [x for x in trace.passes if x.schedule == id]),
-    }
+    lazy = uops.named(trace, trace.graph(s.lazy)) if s.lazy != -1 else None
+    return {"lazy": _graph(trace, lazy) if lazy else None}
 
 
 def _core(trace: Trace, roof: Roof) -> dict[str, Any]:

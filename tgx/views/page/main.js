@@ -140,6 +140,6 @@ async function start() {
   new ResizeObserver(() => { if (view?.fitted) zoom(0); }).observe(byId("stage"));
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => paint(true), 120); });
   paint(true);
-  document.documentElement.dataset.ready = performance.now().toFixed(0); // read by the tests
+  document.documentElement.dataset.ready = performance.now().toFixed(0); // milliseconds; the tests wait for it
 }
 start();
