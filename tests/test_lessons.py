@@ -1,0 +1,264 @@
+"""The guide's lessons: examples/NN_name.py. The facts are asserted, not the printing.
+
+tests/checklist.md says which test holds which numbered fact of the guide.
+"""
+
+import importlib
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+LESSONS = sorted(path.stem for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
+
+
+def lesson(number: int) -> ModuleType:
+    """The lesson as a module: its name starts with a digit, so `import` cannot say it."""
+    (name,) = (name for name in LESSONS if name.startswith(f"{number:02}_"))
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_every_lesson_runs_and_draws(name, tmp_path, monkeypatch, capsys):
+    """The quick form, in this process: it tells the guide beside the measured, and draws."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", str(tmp_path)])
+    importlib.import_module(name).main()
+    told = capsys.readouterr().out
+    assert "the guide" in told and "measured here" in told and "nan" not in told.split("⚠")[0]
+    drawn = sorted(tmp_path.iterdir())
+    assert name in [path.stem for path in drawn] and all(p.suffix == ".svg" for p in drawn)
+    for path in drawn:
+        root = ET.fromstring(path.read_text())
+        wide, high = float(root.get("width")), float(root.get("height"))
+        assert root.find("{*}title").text
+        for text in root.iter("{http://www.w3.org/2000/svg}text"):
+            assert 0 <= float(text.get("x")) <= wide and 0 <= float(text.get("y")) <= high
+            assert "nan" not in (text.text or "")
+
+
+def test_the_course_lists_the_lessons_that_exist_and_their_pictures():
+    text = (EXAMPLES / "README.md").read_text()
+    for name in LESSONS:
+        assert f"({name}.py)" in text and f"(pictures/{name}.svg)" in text
+        assert (EXAMPLES / "pictures" / f"{name}.svg").exists()
+
+
+# ---- 0: what learning is -----------------------------------------------------------------------
+
+def test_and_by_rule_and_by_examples():
+    it = lesson(0)
+    w, b, mistakes = it.learnt_and()
+    assert [it.rule_and(*map(int, x)) for x in it.BITS] == [0, 0, 0, 1]
+    assert [int(w @ x + b > 0) for x in it.BITS] == [0, 0, 0, 1]
+    assert mistakes[0] > 0 and mistakes[-1] == 0
+
+
+def test_supervised_learning_beats_chance_on_unseen_points():
+    it, rng = lesson(0), np.random.default_rng(1)
+    weight, bias = it.supervised(*it.blobs(300, rng), 40).numbers()
+    unseen, expected = it.blobs(300, rng)
+    assert ((unseen @ weight.T + bias).argmax(1) == expected).mean() > 0.9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_k_means_recovers_three_blobs(seed):
+    it, rng = lesson(0), np.random.default_rng(seed)
+    points, labels = it.blobs(300, rng)
+    centres, groups = it.k_means(points, 3, rng)
+    assert it.purity(groups, labels) >= 0.95
+    assert it.purity(rng.permutation(groups), labels) < 0.5  # the measure itself tells
+    for centre in it.CENTRES:
+        assert np.linalg.norm(centres - centre, axis=1).min() < 0.15
+
+
+def test_the_bandit_finds_the_best_arm():
+    it = lesson(0)
+    share = [(it.bandit(2000, np.random.default_rng(seed))[1000:] == 4).mean() for seed in range(5)]
+    assert np.mean(share) > 0.9 and max(share) < 0.95  # it goes on exploring
+    chosen = it.bandit(2000, np.random.default_rng(0))
+    assert it.PAYS[chosen[-500:]].mean() > it.PAYS[chosen[:20]].mean()
+
+
+def test_one_hidden_layer_fits_the_sine_and_width_helps():
+    it = lesson(0)
+    errors = [it.fit_sine(width, 250)[0] for width in (1, 16)]
+    assert errors[1] < 1e-3 < errors[0]
+
+
+def test_what_each_family_of_networks_sees():
+    it = lesson(0)
+    facts = it.families()
+    assert facts["order"] > 0.1 and facts["shuffled"] < 1e-12 and facts["renumbered"] < 1e-12
+    assert len(it.FAMILIES) == 5 and len(it.BRAIN) == 5
+
+
+# ---- 1: the neuron and its activations -----------------------------------------------------------
+
+def test_the_tumour_neuron():
+    it = lesson(1)
+    z, a = it.tumour(3.5, 45)
+    assert z == pytest.approx(0.8 * 3.5 + 0.3 * 45 - 2) == pytest.approx(14.3, abs=1e-6)
+    assert a == pytest.approx(0.99999938, abs=1e-8) and 1 - a == pytest.approx(6.2e-7, rel=0.01)
+    assert it.sigmoid(9.21) == pytest.approx(0.9999, abs=1e-6)  # what the guide's number would be
+    healthy, alarm = it.tumour(0, 45)
+    assert healthy == pytest.approx(11.5) and alarm > 0.9999
+
+
+def test_the_bias_moves_the_boundary():
+    it = lesson(1)
+    assert all(it.boundary(w, 0) == 0 and it.sigmoid(w * 0) == 0.5 for w in (-3.0, 0.1, 7.0))
+    x = it.boundary(2, -6)
+    assert x == 3 and it.sigmoid(it.weighted_sum([x], [2], -6)) == 0.5
+
+
+def test_activations_have_the_values_ranges_and_slopes_they_are_said_to_have():
+    it = lesson(1)
+    z = np.linspace(-9.95, 10.05, 201)  # never at a corner
+    for name, (f, df, _, bounds, _) in it.ACTIVATIONS.items():
+        np.testing.assert_allclose(df(z), it.slope(f, z), atol=1e-8, err_msg=name)
+        low, high = (float(b.strip("()[]").replace("∞", "inf")) for b in bounds.split(","))
+        assert low - 0.005 <= f(z).min() and f(z).max() <= high, name
+    s, ds, *_ = it.ACTIVATIONS["sigmoid"]
+    assert s(0) == 0.5 and ds(0.0) == 0.25 == max(ds(np.linspace(-5, 5, 1001)))
+    np.testing.assert_allclose(s(-z), 1 - s(z), atol=1e-15)
+    assert ds(10.0) == pytest.approx(4.54e-5, rel=1e-3)
+    t, dt, *_ = it.ACTIVATIONS["tanh"]
+    np.testing.assert_allclose(t(z), 2 * s(2 * z) - 1, atol=1e-14)
+    np.testing.assert_allclose(t(-z), -t(z))
+    assert dt(5.0) == pytest.approx(1.82e-4, abs=5e-7) and t(0) == 0
+    assert np.isfinite(s(np.array([-1000.0, 1000.0]))).all()
+
+
+def test_three_gelus():
+    it = lesson(1)
+    exact, form, quick = (it.ACTIVATIONS[name][0] for name in list(it.ACTIVATIONS)[4:])
+    assert [round(float(f(np.array(1.0))), 6) for f in (exact, form, quick)] == [
+        0.841345, 0.841192, 0.845796]
+    z = np.linspace(-6, 6, 12001)
+    assert abs(quick(z) - exact(z)).max() == pytest.approx(0.0203, abs=1e-4)
+    assert abs(z[abs(quick(z) - exact(z)).argmax()]) == pytest.approx(2.27, abs=0.01)
+    assert abs(form(z) - exact(z)).max() == pytest.approx(4.7e-4, abs=1e-5)
+    assert z[exact(z).argmin()] == pytest.approx(-0.75, abs=0.01)
+
+
+def test_tinygrad_has_the_same_activations():
+    it = lesson(1)
+    assert len(it.ACTIVATIONS) == 7
+    apart = it.compare_with_tinygrad(np.array([-5.0, -2.27, -0.75, -0.1, 0.1, 1, 2, 5]))
+    assert all(value < 1e-6 and slope < 5e-6 for value, slope in apart.values()), apart
+
+
+def test_at_zero_tinygrad_chooses():
+    from tinygrad import Tensor
+    x = Tensor([0.0])
+    assert x.relu().sum().gradient(x)[0].item() == 0
+    assert x.leaky_relu().sum().gradient(x)[0].item() == 1
+
+
+def test_softmax():
+    it = lesson(1)
+    z = np.array([[2.0, 1.0, 0.1], [-3.0, 5.0, 5.5]])
+    p = it.softmax(z)
+    np.testing.assert_allclose(p.sum(-1), 1)
+    assert (p > 0).all() and (p.argsort() == z.argsort()).all()
+    np.testing.assert_allclose(it.softmax(z + 1000), p)
+    np.testing.assert_allclose(it.softmax(np.array([0.3, 1.5]))[1], it.sigmoid(1.2))
+    steps = [(it.softmax(z[0] + h) - it.softmax(z[0] - h)) / 2e-6 for h in 1e-6 * np.eye(3)]
+    np.testing.assert_allclose(np.diag(p[0]) - np.outer(p[0], p[0]), steps, atol=1e-9)
+
+
+def test_a_dead_relu_stays_dead_and_a_leaky_one_recovers():
+    from tinygrad import Tensor
+    it = lesson(1)
+    answers = 2 * np.linspace(0, 1, 16) + 1
+    first, error = it.train_stuck(Tensor.relu, 20)
+    assert first == 0 and error == pytest.approx((answers**2).mean(), rel=1e-6)
+    first, error = it.train_stuck(Tensor.leaky_relu)
+    assert first > 0 and error < 0.05
+
+
+def test_which_activation_for_which_layer():
+    it = lesson(1)
+    assert it.recommend("regression output") == "none" and "ReLU" in it.recommend("hidden")
+    rng, (h, c) = np.random.default_rng(0), (np.zeros(3), np.zeros(3))
+    weights = rng.normal(size=(5, 12))
+    for _ in range(50):
+        h, c = it.lstm_cell(np.ones(2), h, c, weights)
+        assert (abs(h) < 1).all()
+
+
+def test_layers():
+    it = lesson(1)
+    rng = np.random.default_rng(0)
+    assert it.layer_equals_neurons(rng) < 1e-12
+    flat, bent = it.collapse(rng)
+    assert flat < 1e-12 and bent > 0.1
+    assert sum(it.parameters(3, 4, 4, 2)) == 46
+    assert it.parameters(784, 256, 128, 10) == [200_960, 32_896, 1_290]  # the guide: 201,216
+    assert sum(it.parameters(784, 256, 128, 10)) == 235_146  # the guide: 235,402
+
+
+def test_the_forward_pass_by_the_guides_names():
+    from tinygrad import Tensor, nn
+    it = lesson(1)
+    model = it.MLP(3, 4, 4, 2)
+    values = model.forward(Tensor([[0.5, -1.0, 2.0]]))
+    assert [(name, value.shape) for name, value in values.items()] == [
+        ("z1", (1, 4)), ("a1", (1, 4)), ("z2", (1, 4)), ("a2", (1, 4)), ("z3", (1, 2)),
+        ("output", (1, 2))]
+    assert values["output"].numpy().sum() == pytest.approx(1)
+    assert sum(t.numel() for t in nn.state.get_parameters(model)) == 46
+
+
+# ---- 2, Project 1: a neuron in NumPy -------------------------------------------------------------
+
+@pytest.mark.parametrize("model", ["Neuron", "TwoLayers"])
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_by_hand_equal_finite_differences(model, seed):
+    it = lesson(2)
+    rng = np.random.default_rng(seed)
+    net = getattr(it, model)(rng)
+    x, y = rng.normal(size=(7, 2)), rng.integers(0, 2, 7).astype(float)
+    before = [p.copy() for p in net.parameters()]
+    assert it.gradient_error(net, x, y) < 1e-9
+    assert sum(p.size for p in before) == {"Neuron": 3, "TwoLayers": 9}[model]
+    for old, new in zip(before, net.parameters(), strict=True):  # the check puts back what it moved
+        np.testing.assert_array_equal(old, new)
+
+
+def test_one_neuron_learns_and_and_or():
+    it = lesson(2)
+    for task in ("AND", "OR"):
+        neuron = it.Neuron(np.random.default_rng(0))
+        losses = it.train(neuron, task, 500, rate=1.0)
+        assert it.accuracy(neuron, task) == 1 and losses[-1] < 0.1 < losses[0]
+    assert it.with_tinygrad(neuron, "OR") < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_neuron_cannot_learn_xor(seed):
+    it = lesson(2)
+    neuron = it.Neuron(np.random.default_rng(seed))
+    losses = it.train(neuron, "XOR", 2000, rate=1.0)
+    assert losses[-1] == pytest.approx(np.log(2), abs=1e-6) and min(losses) >= np.log(2) - 1e-12
+    np.testing.assert_allclose(neuron.forward(it.X), 0.5, atol=1e-3)
+    assert it.accuracy(neuron, "XOR") <= 0.75
+    rng = np.random.default_rng(seed)
+    assert [it.best_line(task, 20_000, rng) for task in it.TASKS] == [1, 1, 0.75]
+
+
+def test_two_hidden_neurons_learn_xor():
+    it = lesson(2)
+    network = it.TwoLayers(np.random.default_rng(next(
+        seed for seed in range(10)
+        if it.train(n := it.TwoLayers(np.random.default_rng(seed)), "XOR", 2000, 1.0)
+        and it.accuracy(n, "XOR") == 1)))
+    losses = it.train(network, "XOR", 2000, rate=1.0)
+    assert it.accuracy(network, "XOR") == 1 and losses[-1] < 0.01
