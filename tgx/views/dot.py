@@ -31,7 +31,7 @@ SHAPES: dict[str, tuple[str, str, str]] = {
     "constant": ("plain", "filled", "1"),
 }
 
-FONT = "Helvetica,Arial,sans-serif"
+FONT = "Helvetica"  # one name: graphviz knows its widths, and would guess those of a list
 BOUNDS = "nslimit=1 nslimit1=1 mclimit=0.1"
 """Graphviz may take minutes on a few hundred boxes; with these it stops polishing."""
 

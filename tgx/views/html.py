@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
+from statistics import median
 from typing import Any
 
 from tgx.model import Graph, Kernel, Pass, Trace
@@ -172,8 +173,8 @@ def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
 
 
 def _program(trace: Trace, id: int, kernels: Sequence[Kernel]) -> dict[str, Any]:
-    """A program's UOps and code. Its kernels come from different lines: each has its own origins, and,
-    where its operations differ too, its own levels."""
+    """A program's UOps and code. Its kernels come from different lines: each has its own origins,
+    and, where its operations differ too, its own levels."""
     p = trace.program(id)
     graph = trace.graph(p.uops if p.uops != -1 else p.ast) if (p.uops, p.ast) != (-1, -1) else None
     levels: dict[tuple[str, ...], int] = {}
@@ -226,9 +227,9 @@ def _core(trace: Trace, roof: Roof) -> dict[str, Any]:
     for p in trace.passes:
         for i, rule in enumerate(p.steps[3::4]):
             used.setdefault(rule, (p.id, i))
-    runs_of: dict[int, int] = {}
+    runs_of: dict[int, list[float]] = {}
     for r in trace.realizes:
-        runs_of[r.schedule] = runs_of.get(r.schedule, 0) + 1
+        runs_of.setdefault(r.schedule, []).append(r.end_us - r.start_us)
     return {
         "env": {
             "program": env.program, "arguments": env.arguments, "device": env.device,
@@ -267,10 +268,11 @@ def _core(trace: Trace, roof: Roof) -> dict[str, Any]:
               b.readers, b.buffer, b.schedule, b.kernels_without, b.graph, b.nodes)
              for b in trace.boundaries)),
         "schedules": _table(
-            ("id", "name", "frame", "phase", "jit", "kernels", "runs", "cache_hits", "planned",
-             "unplanned", "passes", "levels"),
-            ((s.id, s.name, s.frame, s.phase, s.jit, s.kernels, runs_of.get(s.id, 0),
-              s.cache_hits, s.planned_bytes, s.unplanned_bytes, summary.get(("s", s.id), []),
+            ("id", "name", "frame", "phase", "jit", "kernels", "runs", "wall", "cache_hits",
+             "planned", "unplanned", "passes", "levels"),
+            ((s.id, s.name, s.frame, s.phase, s.jit, s.kernels, len(runs_of.get(s.id, ())),
+              median(runs_of.get(s.id, (-1.0,))), s.cache_hits, s.planned_bytes,
+              s.unplanned_bytes, summary.get(("s", s.id), []),
               _tree(cluster.kernel_levels(trace, s.id))) for s in trace.schedules)),
         "programs": _table(
             ("id", "name", "device", "path", "path_reason", "loops", "opts", "global", "local",

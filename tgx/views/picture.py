@@ -88,7 +88,7 @@ KIND_WORDS = {
     "kernel": "kernel",
     "copy": "copy",
     "view": "view, no work",
-    "graph": "several kernels",
+    "graph": "several, drawn as one",
     "custom": "custom kernel",
     "buffer": "buffer from outside, or result",
     "arithmetic": "arithmetic",

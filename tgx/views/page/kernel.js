@@ -130,7 +130,7 @@ function scheduleFrontPage() {
   const reasons = new Map();
   for (const k of facts.kernels) for (const b of T.ends.get(k.id) ?? []) (reasons.get(b.reason) ?? reasons.set(b.reason, []).get(b.reason)).push(b);
   const e = T.env;
-  return [el("h2", {}, s ? scheduleName(s) : e.program), el("p", { class: "under" }, plural(facts.kernels.length, "kernel"), facts.total ? `, ${time(facts.total)} in all` : "",
+  return [el("h2", {}, s ? scheduleName(s) : e.program), el("p", { class: "under" }, plural(facts.kernels.length, "kernel"), facts.total ? `, ${time(facts.total)} in all` : "", facts.total && s?.wall > facts.total ? ` of the ${time(s.wall)} a run takes: the rest is Python and waiting` : "",
     s ? `, run ${plural(s.runs, "time")}` : "", s && place(s.frame) ? `, asked for at ${place(s.frame)}` : "", s?.cache_hits ? `, ${plural(s.cache_hits, "schedule-cache hit")}` : ""),
   el("h3", {}, "where the time goes"), el("table", { class: "rank" }, slow.map((k) => el("tr", {}, el("td", {}, kernelLink(k.id)), el("td", { class: "num" }, time(k.us)), el("td", { class: "num" }, facts.total && k.us >= 0 ? percent(k.us / facts.total) : "")))),
   reasons.size ? [el("h3", {}, "why kernels end where they end"), el("table", { class: "rank" }, [...reasons].sort((a, b) => b[1].length - a[1].length).slice(0, 12).map(([name, list]) =>
