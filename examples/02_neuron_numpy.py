@@ -219,7 +219,7 @@ def main() -> None:
         (f"{int(x[0])} {int(x[1])}", str(int(t)), f"{h[0]:+.2f}", f"{h[1]:+.2f}", f"{out:.3f}")
         for x, t, h, out in zip(X, y, network.h, p, strict=True)]))
     lesson.say("The hidden layer moves the four points to where one line can separate them.",
-               "With no neuron to spare, the start decides whether it finds that: lesson 3 has four.")
+               "With no neuron to spare, the start decides whether it does: lesson 3 has four.")
 
     lesson.picture(draw(models, curves))
     lesson.say("", "The project is NumPy: tinygrad only checked the neuron's gradient. There:")

@@ -262,3 +262,93 @@ def test_two_hidden_neurons_learn_xor():
         and it.accuracy(n, "XOR") == 1)))
     losses = it.train(network, "XOR", 2000, rate=1.0)
     assert it.accuracy(network, "XOR") == 1 and losses[-1] < 0.01
+
+
+# ---- 3: micrograd ------------------------------------------------------------------------------
+
+MICROGRAD_CHECKS = [
+    "a + b", "a * b", "a - b", "a / b", "a ** 3", "a ** -0.5", "-a", "2 + a", "2 - a", "2 * a",
+    "2 / a", "a / 2", "relu(a), a > 0", "relu(a), a < 0", "tanh(a)", "exp(a)", "log(a)", "sin(a)",
+    "(a + a)²", "sin(a·b)·tanh(a - b)"]
+
+
+@pytest.mark.parametrize("name", MICROGRAD_CHECKS)
+def test_every_operation_of_micrograd(name):
+    it = lesson(3)
+    assert list(it.CHECKS) == MICROGRAD_CHECKS
+    f, at = it.CHECKS[name]
+    assert it.gradient_check(f, *at) < 1e-8
+    value = eval(name.split(",")[0].replace("(a + a)²", "(a+a)**2").replace("·", "*"),
+                 {"relu": lambda a: max(a, 0), "tanh": np.tanh, "exp": np.exp, "log": np.log,
+                  "sin": np.sin} | dict(zip("ab", at, strict=False)))
+    assert f(*map(it.Value, at)).data == pytest.approx(value, rel=1e-12)
+
+
+def test_topological_order_and_accumulation():
+    it = lesson(3)
+    a = it.Value(2.0)
+    b = a + a
+    c = b * b
+    order = it.in_order(c)
+    assert order == [a, b, c]
+    assert all(order.index(p) < order.index(v) for v in order for p in v.parents)
+    c.backward()
+    assert a.grad == 16
+    c.backward()  # gradients add up until somebody sets them to zero
+    assert a.grad == 32
+    deep = a
+    for _ in range(5000):
+        deep = deep + 1
+    deep.backward()
+    assert a.grad == 33
+
+
+def test_the_deep_dives_examples():
+    it = lesson(3)
+    f, x = it.example()
+    assert (f.data, x.grad) == pytest.approx((11.568331, 7.596003), abs=1e-6)
+    assert it.with_tinygrad() == pytest.approx((f.data, x.grad), rel=1e-6)
+    y, v = it.tanh_neuron()
+    assert y.data == pytest.approx(-0.99991, abs=1e-6)
+    assert [v[n].grad for n in "xwb"] == pytest.approx([-5.447e-4, 3.632e-4, 1.816e-4], rel=1e-3)
+
+
+def test_micrograd_learns_xor():
+    it = lesson(3)
+    for seed in range(2):
+        net, losses, right = it.learn_xor(seed, 600)
+        assert len(net.parameters()) == 17
+        assert right[-1] and losses[-1] < 0.02 < losses[0]
+
+
+def test_batch_norm_on_single_numbers():
+    it = lesson(3)
+    running = {"mean": 0.0, "var": 1.0}
+    numbers = np.array([1.0, 2.0, 4.0, 9.0])
+
+    def normal(training, *values):
+        return it.batch_norm(list(values), it.Value(1.0), it.Value(0.0), dict(running), training)
+
+    out = np.array([o.data for o in normal(True, *map(it.Value, numbers))])
+    np.testing.assert_allclose(
+        out, (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-5))
+    # the mean and variance are part of the graph: what the first output does to all the inputs
+    assert it.gradient_check(lambda *v: normal(True, *v)[0] ** 2, *numbers) < 1e-7
+    assert [o.data for o in normal(False, it.Value(3.0))] == pytest.approx([3.0], rel=1e-4)
+    it.batch_norm(list(map(it.Value, numbers)), it.Value(1.0), it.Value(0.0), running, True)
+    assert running == pytest.approx({"mean": 0.4, "var": 0.9 + 0.1 * numbers.var(ddof=1)})
+
+
+def test_a_vector_of_values_and_the_graph_in_dot():
+    it = lesson(3)
+    u = it.Vector([1.0, -2.0, 3.0])
+    u.relu().dot(it.Vector([4.0, 5.0, 6.0])).backward()
+    assert u.grad == [4, 0, 6]
+    x, y = it.Value(1.5, "x"), it.Value(0.5, "y")
+    f = (x**2 + y) * (x - y).tanh()
+    f.backward()
+    text, order = it.dot(f), it.in_order(f)
+    assert text == it.dot(f) and text.startswith("digraph {")
+    assert text.count("label=") == len(order)
+    assert text.count("->") == sum(len(v.parents) for v in order)
+    assert f"x\\n1.5\\ngrad {x.grad:.4g}" in text
