@@ -3,13 +3,18 @@ source."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import shutil
+import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tinygrad.helpers import diskcache_get, diskcache_put
 from tinygrad.uop.ops import UOp
 
-from tgx import model
+from tgx import codec, model
 from tgx.adapter import panes, steps
 
 if TYPE_CHECKING:
@@ -29,29 +34,35 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
     slowest = _slowest(recorder, session)
     for number, prg in recorder.program_uops.items():
         record = recorder.program_records[number]
-        fragment = seen.get(prg.key.hex())
+        whole = session.level == "full" or number in slowest
+        live = seen.get(prg.key.hex())
+        key = _key(prg, session.level, whole)
+        fragment = _remembered(key)
         if fragment is None:
-            fragment = _again(recorder, session, number, prg)
-        if fragment is not None:
-            known = fragment.programs[0]
-            record = replace(
-                record,
-                opts=known.opts,
-                loops=known.loops,
-                sources=known.sources,
-                compile_us=known.compile_us,
-            )
-            recorder.bundle(steps.joined(recorder, fragment, program=number))
-            recorder.flush()
-        else:
-            unseen += 1
-        try:
-            if session.level == "full" or number in slowest:
-                record = panes.added(record, prg)
-        except Exception as e:
-            text = f"code below the source is missing: {type(e).__name__}: {str(e)[:200]}"
-            if text not in missing:
-                missing.append(text)
+            fragment = live or _again(recorder, session, number, prg)
+            if fragment is None:
+                unseen += 1
+                fragment = model.Trace(programs=(model.Program(0, ""),))
+            elif whole:
+                try:
+                    known = replace(fragment.programs[0], device=record.device)
+                    fragment = replace(fragment, programs=(panes.added(known, prg),))
+                except Exception as e:
+                    text = f"code below the source is missing: {type(e).__name__}: {str(e)[:200]}"
+                    if text not in missing:
+                        missing.append(text)
+            _remember(key, fragment)
+        known = fragment.programs[0]
+        record = replace(
+            record,
+            opts=known.opts,
+            loops=known.loops,
+            sources=known.sources,
+            code=(*record.code, *known.code),
+            compile_us=live.programs[0].compile_us if live else -1.0,
+        )
+        recorder.bundle(steps.joined(recorder, fragment, program=number))
+        recorder.flush()
         recorder.program_records[number] = record
         recorder.bundle([("programs", record)])
     if unseen:
@@ -60,6 +71,44 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
             f"optimisation decisions were not seen"
         )
     return missing
+
+
+# **** remembered from one recording to the next ****
+
+# Looking at a kernel that tinygrad has in its cache of programs means compiling it once more.
+CACHE = "tgx_observed"
+
+
+def _key(prg: UOp, level: str, whole: bool) -> dict[str, Any]:
+    return {"key": prg.key.hex(), "level": level, "whole": int(whole), "made": _makers()}
+
+
+@functools.cache
+def _makers() -> str:
+    """Says which tinygrad and which tgx: an edited rule is another tinygrad."""
+    import tinygrad
+
+    from tgx import __version__
+
+    home = Path(tinygrad.__file__).parent
+    files = sorted([*(home / "uop").glob("*.py"), *(home / "codegen").rglob("*.py")])
+    times = "".join(str(f.stat().st_mtime_ns) for f in files)
+    return f"{__version__} {hashlib.sha256(times.encode()).hexdigest()[:16]}"
+
+
+def _remembered(key: dict[str, Any]) -> model.Trace | None:
+    try:
+        found = diskcache_get(CACHE, key)
+        return codec.loads(zlib.decompress(found).decode()) if found else None
+    except Exception:  # a cache is never a reason to fail
+        return None
+
+
+def _remember(key: dict[str, Any], fragment: model.Trace) -> None:
+    try:
+        diskcache_put(CACHE, key, zlib.compress(codec.dumps(fragment).encode(), 1))
+    except Exception:  # a full disk, a read-only home
+        return
 
 
 def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model.Trace | None:
@@ -76,7 +125,7 @@ def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model
         return None
 
 
-MOST_PANES = 12
+MOST_PANES = 8
 
 
 def _slowest(recorder: Recorder, session: Session) -> set[int]:

@@ -39,7 +39,7 @@ from tgx.adapter import boundaries, compat, names, steps
 from tgx.adapter.boundaries import Decision, Decisions
 from tgx.adapter.origins import MARK, GradientMarks, Marker, Marks
 from tgx.adapter.provenance import Follow, Tokens, data_nodes, following
-from tgx.adapter.writing import Recorder
+from tgx.adapter.writing import Recorder, program_folder
 from tgx.errors import TgxError
 
 MOST_RUNS = 50_000  # launches kept one by one; all are counted
@@ -123,8 +123,10 @@ class Session:
         self.marker = Marker()
         self.began = 0.0
         self.running = False
+        self.program = program
+        name = Path(program).name if os.path.isabs(program) else program
         self.environment = model.Environment(
-            program=program, arguments=arguments, level=level, **_facts()
+            program=name, arguments=arguments, level=level, **_facts()
         )
         self.templates: dict[bytes, Template] = {}
         self.schedules: dict[tuple[Any, ...], int] = {}
@@ -160,7 +162,12 @@ class Session:
         self.out = open(  # noqa: SIM115  (open for as long as the recording)
             self.folder / codec.FILE_NAME, "w", encoding="utf-8", newline="\n"
         )
-        self.recorder = Recorder(codec.Writer(self.out), self.marker.origins, self.environment)
+        self.recorder = Recorder(
+            codec.Writer(self.out),
+            self.marker.origins,
+            self.environment,
+            program_folder(self.program),
+        )
         self.began = time.perf_counter()
         self.running = True
         _session = self
@@ -454,6 +461,8 @@ class Session:
                     self.recorder.realized(realize, ended)
                 if not plan.jit:
                     self.plans.pop(linear, None)
+            if self.recorder.fresh:
+                self.recorder.flush()
             if time.perf_counter() - self.flushed > FLUSH_EVERY:
                 self._flush_runs()
 

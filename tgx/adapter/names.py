@@ -210,6 +210,9 @@ def kernel(
     optimizer = next((r.label for r in records if r.label and r.phase == "optimizer"), "update")
     if phase == "optimizer":
         what = ", ".join(brief(o) for o in outputs[:2]) or brief(target)
+        if outputs and is_state(outputs[0]) and target:  # its m, v or b of a parameter
+            state = outputs[0].rpartition(".")[2].partition("[")[0]
+            return f"{optimizer} {state}: {brief(target)}"
         return f"{optimizer}: {what}" if what else optimizer
     if phase == "backward":
         text = f"∂{brief(target)}" if target else _gradient(records, origins)

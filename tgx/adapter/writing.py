@@ -61,7 +61,7 @@ class Recorder:
     """Gives ids, keeps what later records refer to, and writes."""
 
     def __init__(
-        self, writer: codec.Writer, origins: Origins, environment: model.Environment
+        self, writer: codec.Writer, origins: Origins, environment: model.Environment, root: str
     ) -> None:
         self.writer, self.origins, self.environment = writer, origins, environment
         self.files: dict[str, int] = {}
@@ -85,7 +85,8 @@ class Recorder:
         # boundary -> what to reverse to prove it, see tgx.adapter.proof
         self.proofs: dict[int, tuple[Template, str, int]] = {}
         self.waiting: list[tuple[str, Any]] = []
-        self.root = _root(environment.program)
+        self.fresh = False  # something in waiting is new, and should survive a kill
+        self.root = root
         self.writer.write("environment", environment)
 
     def bundle(self, records: Iterable[tuple[str, Any]]) -> None:
@@ -160,6 +161,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Writes what other records already refer to."""
+        self.fresh = False
         if self.waiting:
             waiting, self.waiting = self.waiting, []
             self.writer.bundle(waiting)
@@ -386,8 +388,8 @@ class Recorder:
         self.kernels[kernel] = replace(
             known, program=number, flops=flops, bytes=nbytes, tinygrad_name=ansistrip(prg.arg.name)
         )
-        self.flush()
-        self.writer.bundle([("kernels", self.kernels[kernel])])
+        self.waiting.append(("kernels", self.kernels[kernel]))
+        self.fresh = True
 
     # **** the end ****
 
@@ -989,7 +991,8 @@ def _path(source: str) -> tuple[str, str]:
     return ("", "") if record is None else (record.path, record.tile or record.reason)
 
 
-def _root(program: str) -> str:
+def program_folder(program: str) -> str:
+    """The folder paths are shown relative to."""
     if not program or program.startswith("-"):
         return os.getcwd() + os.sep
     return os.path.dirname(os.path.abspath(program)) + os.sep
