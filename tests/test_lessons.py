@@ -352,3 +352,175 @@ def test_a_vector_of_values_and_the_graph_in_dot():
     assert text.count("label=") == len(order)
     assert text.count("->") == sum(len(v.parents) for v in order)
     assert f"x\\n1.5\\ngrad {x.grad:.4g}" in text
+
+
+# ---- 4: losses, backpropagation, vanishing and exploding -----------------------------------------
+
+def test_losses():
+    from tinygrad import Tensor
+    it, rng = lesson(4), np.random.default_rng(0)
+    y, guess = rng.normal(size=(2, 5))
+    assert it.mse(y, y) == 0 < it.mse(y, guess)
+    steps = [(it.mse(y, guess + h) - it.mse(y, guess - h)) / 2e-6 for h in 1e-6 * np.eye(5)]
+    np.testing.assert_allclose(steps, 2 * (guess - y) / 5, atol=1e-8)
+    no = np.zeros(1)
+    assert it.bce(no, 0.99) == pytest.approx(4.60517, abs=1e-5)
+    assert it.bce(no, 0.5) == pytest.approx(0.693147, abs=1e-6)
+    assert it.bce(no, 0.01) == pytest.approx(0.01005, abs=1e-5)
+    assert it.cce(np.eye(10), np.full((10, 10), 0.1)) == pytest.approx(np.log(10))
+    p, yes = rng.uniform(0.1, 0.9, 6), rng.integers(0, 2, 6).astype(float)
+    assert it.bce(yes, p) == pytest.approx(  # two classes: the same thing
+        it.cce(np.stack([1 - yes, yes], 1), np.stack([1 - p, p], 1)))
+    z = rng.normal(size=(6, 4)).astype(np.float32)
+    classes = rng.integers(0, 4, 6).astype(np.int32)
+    one_hot = np.eye(4, dtype=np.float32)[classes]
+    mine = it.cce(one_hot, it.softmax(z))
+    t = Tensor(z).realize()
+    by_class = t.sparse_categorical_crossentropy(Tensor(classes))
+    (gradient,) = by_class.gradient(t)
+    np.testing.assert_allclose([by_class.item(), t.cross_entropy(Tensor(one_hot)).item()],
+                               mine, rtol=1e-5)
+    np.testing.assert_allclose(gradient.numpy(), (it.softmax(z) - one_hot) / 6, atol=1e-6)
+    wide = Tensor([-200.0, 3.0, 200.0])
+    assert np.isfinite(wide.binary_crossentropy_logits(Tensor([1.0, 1.0, 0.0])).item())
+
+
+def test_cross_entropy_is_maximum_likelihood():
+    it = lesson(4)
+    truth, rng = np.array([0.5, 0.3, 0.2]), np.random.default_rng(0)
+    best = -(truth * np.log(truth)).sum()
+    for model in rng.dirichlet(np.ones(3), 200):
+        entropy, divergence = it.entropy_and_divergence(truth, model)
+        assert -(truth * np.log(model)).sum() == pytest.approx(entropy + divergence)
+        assert entropy == pytest.approx(best) and divergence > 0
+    assert it.entropy_and_divergence(truth, truth)[1] == 0
+
+
+def test_a_lower_loss_may_be_right_less_often():
+    careful, bold = lesson(4).confident_and_right().values()
+    assert bold[0] < careful[0] and bold[1] < careful[1]
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_log_of_softmax_is_nan_where_logits_stay_finite(right):
+    it = lesson(4)
+    fine = it.gap(10.0, right)
+    np.testing.assert_allclose(fine["guide"], fine["logits"], atol=1e-4)
+    for size in (104.0, 200.0):
+        found = it.gap(size, right)
+        assert not np.isfinite(found["guide"]).any(), "the guide's loss, and both its gradients"
+        assert found["logits"] == pytest.approx([0, 0, 0] if right == 0 else [size, 1, -1])
+    assert not np.isfinite(it.gap(100.0, 1)["guide"][1:]).any()  # the gradient goes first
+
+
+def test_the_guides_autograd_examples():
+    from tinygrad import Tensor
+    it = lesson(4)
+    assert it.guide_example() == {"z": 7, "loss": 49, "dw": 28, "dx": 42, "db": 14}
+    with pytest.raises(TypeError, match="requires_grad"):
+        Tensor([2.0], requires_grad=True)
+    x = Tensor([2.0])
+    assert (3 * x + 1).square().sum().gradient(x)[0].item() == 42
+    y = x * x
+    z = (y + x).sum()
+    z.backward()
+    assert (x.grad.item(), y.grad.item(), z.grad.item()) == (5, 1, 1)
+    assert "5" not in str(x.grad)  # printing shows no number
+    a = Tensor([2.0])
+    assert (a + a).square().sum().gradient(a)[0].item() == 16
+
+
+def test_gradients_accumulate_until_they_are_cleared():
+    from tinygrad import Tensor, nn
+    w = Tensor([2.0])
+    optimizer = nn.optim.SGD([w], lr=0.1)
+    (3 * w).square().sum().backward()
+    assert w.grad.item() == 36
+    (3 * w).square().sum().backward()
+    assert w.grad.item() == 72
+    optimizer.zero_grad()
+    assert w.grad is None
+
+
+def test_one_layer_backward_by_hand_equals_autograd():
+    it, rng = lesson(4), np.random.default_rng(3)
+    x, w, b, y = (rng.normal(size=s) for s in ((8, 3), (3, 4), (4,), (8, 4)))
+    mine, theirs = it.one_layer_by_hand(x, w, b, y), it.one_layer_by_tinygrad(x, w, b, y)
+    assert list(mine) == list(theirs) == ["w", "b", "x"]
+    for name in mine:
+        np.testing.assert_allclose(theirs[name], mine[name], atol=1e-6)
+
+
+def test_three_layers_six_gradients_equal_finite_differences():
+    it = lesson(4)
+    network = it.three_layers(np.random.default_rng(1))
+    pairs = list(zip(it.network_by_tinygrad(*network), it.by_finite_differences(*network),
+                     strict=True))
+    assert len(pairs) == 6
+    for autograd, differences in pairs:
+        np.testing.assert_allclose(autograd, differences, atol=1e-5)
+
+
+def test_a_small_step_helps_and_a_large_one_may_not():
+    it = lesson(4)
+    assert it.step_size(0.01) < 0 < it.step_size(100)
+
+
+def test_what_the_way_back_needs():
+    it = lesson(4)
+    kept = {name: it.kept_for_the_way_back(name) for name in it.KEPT}
+    assert kept == {"x + 1": "nothing", "x · x": "its input", "exp2(x)": "its output",
+                    "sin(x)": "its input", "relu(x)": "its input", "sum(x)": "nothing"}
+    graph = it.graph_of_a_network()
+    assert (graph["REDUCE"], graph["WHERE"]) == (3, 1)  # two matmuls and a mean; a ReLU
+
+
+def test_vanishing_gradients_and_their_cures():
+    it = lesson(4)
+    kept = {}
+    for name, options in it.DEEP.items():
+        norms = it.norms(it.gradients_of_deep(**options))
+        kept[name] = norms[0] / norms[-1]
+    assert pytest.approx(9.5e-7, rel=0.01) == 0.25**10
+    assert kept["sigmoid"] < 1e-5
+    assert all(ratio > 0.01 for name, ratio in kept.items() if name != "sigmoid"), kept
+    plain, half, big = (it.norms(it.gradients_of_deep("tanh", gain=g)) for g in (1, 0.5, 5))
+    assert half[0] < plain[0] / 100  # tanh vanishes with smaller weights,
+    assert big[0] > 10 * big[-1]     # and saturated by large ones it still explodes
+
+
+@pytest.mark.parametrize("options", [
+    {"activation": "sigmoid", "residual": False, "norm": True},
+    {"activation": "tanh", "residual": True, "norm": False}])
+def test_deep_gradients_by_hand_equal_tinygrads(options):
+    it = lesson(4)
+    mine = it.gradients_of_deep(**options, depth=3, width=8)
+    for hand, auto in zip(
+            mine, it.deep_by_tinygrad(**options, depth=3, gain=1.0, width=8), strict=True):
+        np.testing.assert_allclose(auto, hand, atol=2e-5)
+
+
+def test_exploding_gradients_and_their_cures():
+    it = lesson(4)
+    wild = it.gradients_of_deep("relu", depth=20, gain=3 * np.sqrt(2))
+    tame = it.gradients_of_deep("relu", depth=20, gain=np.sqrt(2))
+    assert it.length(wild) > 1e6 and 0.1 < it.length(tame) < 100
+    clipped = it.clip(wild, 1.0)
+    assert it.length(clipped) == pytest.approx(1.0)
+    np.testing.assert_allclose(clipped[3] * it.length(wild), wild[3])  # the direction stays
+    same = it.clip([np.array([0.3, 0.4])], 1.0)
+    assert same[0].tolist() == [0.3, 0.4]
+
+
+def test_how_to_start():
+    it = lesson(4)
+    assert it.kaiming(256, 10) == np.sqrt(2 / 256) and it.glorot(6, 4) == np.sqrt(2 / 10)
+    ends = {name: it.signal(std)[-1] for name, std in it.STARTS.items()}
+    assert [0.5 < ends[name] < 2 for name in it.STARTS] == [True, False, False, False]
+    assert it.start_from(0.1) < 1e-6 and it.start_from(0.0) == 0 and it.start_from(None) > 0.1
+
+
+def test_the_guides_linear_starts_too_large():
+    it = lesson(4)
+    assert it.first_loss(False) == pytest.approx(np.log(10), abs=0.1)
+    assert 4.5 < it.first_loss(True) < 8
