@@ -420,8 +420,8 @@ def main() -> None:
     lesson.beside(*[(name, guide, f"{sizes[0]:.1e}, {sizes[-1]:.1e}: {sizes[0] / sizes[-1]:.0e}",
                      note)
                     for (name, sizes), guide, note in zip(deep.items(), says, notes, strict=True)])
-    lesson.say(f"tanh with half these weights: {half[0]:.1e}, {half[-1]:.1e}, both small; with five",
-               f"times them, saturated: {big[0]:.1e}, {big[-1]:.1e}. The weights have a part in it.")
+    lesson.say(f"tanh with half these weights: {half[0]:.1e}, {half[-1]:.1e}, small; with five",
+               f"times them, saturated: {big[0]:.1e}, {big[-1]:.1e}. Weights count, too.")
     lesson.say(f"(each sigmoid multiplies by at most ¼, ten of them by {0.25**10:.1e})", "")
     wild = gradients_of_deep("relu", depth=20, gain=3 * math.sqrt(2))
     tame = gradients_of_deep("relu", depth=20, gain=math.sqrt(2))

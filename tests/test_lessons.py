@@ -4,6 +4,7 @@ tests/checklist.md says which test holds which numbered fact of the guide.
 """
 
 import importlib
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -48,6 +49,23 @@ def test_the_course_lists_the_lessons_that_exist_and_their_pictures():
     for name in LESSONS:
         assert f"({name}.py)" in text and f"(pictures/{name}.svg)" in text
         assert (EXAMPLES / "pictures" / f"{name}.svg").exists()
+
+
+def test_the_checklist_names_every_row_once_and_only_tests_that_exist():
+    text = (ROOT / "tests" / "checklist.md").read_text()
+    covered, missing = text.split("## Not covered yet")
+    rows = re.findall(r"^\| (\d+) \| .+? \| (.+) \|$", covered, re.M)
+    seen = [int(number) for number, _ in rows]
+    for ranges in re.findall(r"^\| ([\d, -]+) \| .+ \|$", missing, re.M):
+        for part in ranges.split(", "):
+            first, _, last = part.partition("-")
+            seen += range(int(first), int(last or first) + 1)
+    assert sorted(seen) == [*range(1, 173), *range(176, 184)]
+    for number, tests in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", tests)
+        assert named, f"row {number} names no test"
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"row {number}: {test}"
 
 
 # ---- 0: what learning is -----------------------------------------------------------------------
