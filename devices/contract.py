@@ -1,12 +1,13 @@
 """The contraction compiler's front door: tinygrad's Scheduler in, a Scheduler with finished IR out.
 
-    recover (nest.py)  ->  plan (plan.py)  ->  emit (emit.py)
+    recover (recover.py)  ->  plan (plan.py)  ->  emit (emit.py)
 
 What comes back to tinygrad is a kernel of a few UOps: loads of the first element of each input, one
 CUSTOM node that holds the LLVM IR, one store. tinygrad reads from it which buffers go in and out;
 the renderer finds the CUSTOM node and takes its text. Nearly nothing is left to rewrite, which is
 most of what compiling a kernel costs.
 """
+
 from __future__ import annotations
 
 import math
@@ -17,9 +18,10 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, UOp
 
 from tgx.devices.emit import emit
-from tgx.devices.nest import Miss, Nest, recover
-from tgx.devices.plan import Machine, Plan, accesses, plan
+from tgx.devices.nest import Miss, Nest
+from tgx.devices.plan import Machine, Plan, plan
 from tgx.devices.record import MARK, PathRecord
+from tgx.devices.recover import recover
 
 # Bookkeeping nodes: what is left is arithmetic, counted as tinygrad counts it.
 FREE = ("part", "load", "const", "index", "mask", "cast", "bitcast")
@@ -42,7 +44,9 @@ def estimates(nest: Nest) -> Estimates:
     points = outs * math.prod(a.size for a in nest.axes if not a.out)
     red = nest.reduction
     inside = set(red.src[0].walk()) if red is not None else set()
-    ops = sum((points if n in inside or n is red else outs) for n in nest.value.walk() if n.op not in FREE)
+    ops = sum(
+        (points if n in inside or n is red else outs) for n in nest.value.walk() if n.op not in FREE
+    )
     lds, mem = outs * nest.store.dtype.itemsize, {}
     for n in nest.value.walk():
         if n.op == "load":
@@ -55,18 +59,35 @@ def estimates(nest: Nest) -> Estimates:
 
 def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
     """The little kernel: every input read once, the IR, the output written once."""
-    params = {x.arg.slot: x for x in k.ast.toposort()
-              if x.op is Ops.PARAM and x.addrspace is AddrSpace.GLOBAL}
+    params = {
+        x.arg.slot: x
+        for x in k.ast.toposort()
+        if x.op is Ops.PARAM and x.addrspace is AddrSpace.GLOBAL
+    }
     zero = UOp.const(0, dtypes.weakint)
-    inputs = {n.arg.slot for nest in (plan.nest, *plan.nest.parts) for n in nest.value.walk() if n.op == "load"}
+    inputs = {
+        n.arg.slot
+        for nest in (plan.nest, *plan.nest.parts)
+        for n in nest.value.walk()
+        if n.op == "load"
+    }
     loads = tuple(params[s].index(zero).load() for s in sorted(inputs))
-    chunk = (UOp.variable("core_id", 0, plan.chunks - 1, dtypes.int, param=True),) if plan.chunks > 1 else ()
+    chunk = (
+        (UOp.variable("core_id", 0, plan.chunks - 1, dtypes.int, param=True),)
+        if plan.chunks > 1
+        else ()
+    )
     # buffers that recovery proved unused are still arguments of the call: keep them mentioned
-    unused = tuple(p.index(zero).load() for s, p in sorted(params.items())
-                   if s not in inputs and s != plan.nest.store.slot)
+    unused = tuple(
+        p.index(zero).load()
+        for s, p in sorted(params.items())
+        if s not in inputs and s != plan.nest.store.slot
+    )
     out = params[plan.nest.store.slot]
     code = UOp(Ops.CUSTOM, out.dtype, loads + unused + chunk, text)
-    sink = UOp.sink(out.index(zero).store(code), arg=KernelInfo(name=name, estimates=estimates(plan.nest)))
+    sink = UOp.sink(
+        out.index(zero).store(code), arg=KernelInfo(name=name, estimates=estimates(plan.nest))
+    )
     return Finished(k, sink.rtag(1))
 
 
@@ -78,8 +99,15 @@ def optimize(k: Scheduler, machine: Machine) -> Scheduler:
     chosen = plan(nest, machine)
     override = k.ast.arg.name if k.ast.arg is not None and k.ast.arg.name != "test" else None
     name = k.copy().get_optimized_ast(override).arg.name
-    slots = tuple(sorted({x.arg.slot for x in k.ast.toposort()
-                          if x.op is Ops.PARAM and x.addrspace is AddrSpace.GLOBAL}))
+    slots = tuple(
+        sorted(
+            {
+                x.arg.slot
+                for x in k.ast.toposort()
+                if x.op is Ops.PARAM and x.addrspace is AddrSpace.GLOBAL
+            }
+        )
+    )
     record = PathRecord("tile", tile=str(chosen), nest=str(chosen.nest)[:2000])
     function = KernelInfo(name=name).function_name
     return finished(k, name, chosen, record.line() + "\n" + emit(chosen, function, slots))
@@ -87,5 +115,11 @@ def optimize(k: Scheduler, machine: Machine) -> Scheduler:
 
 def text_of(uops: list[UOp]) -> str | None:
     """The IR that `optimize` left in a linearized kernel, for the renderer."""
-    return next((u.arg for u in uops if u.op is Ops.CUSTOM and isinstance(u.arg, str)
-                 and u.arg.startswith(MARK)), None)
+    return next(
+        (
+            u.arg
+            for u in uops
+            if u.op is Ops.CUSTOM and isinstance(u.arg, str) and u.arg.startswith(MARK)
+        ),
+        None,
+    )

@@ -3,6 +3,7 @@
 The record travels as the first line of the kernel's IR, a comment: so it survives tinygrad's disk
 cache and its compile workers, and anyone who has the program has its record.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,6 +15,7 @@ MARK = "; tgx path "
 @dataclass(frozen=True)
 class PathRecord:
     """`path` is "tile" (the contraction compiler) or "loops" (tinygrad's ordinary way)."""
+
     path: str
     tile: str = ""  # the plan, for the tile path
     reason: str = ""  # why not the tile path, for the others
@@ -31,5 +33,5 @@ def record_of(source: str) -> PathRecord | None:
     """The record of a kernel, from its IR text."""
     for line in source.splitlines()[:8]:
         if line.startswith(MARK):
-            return PathRecord(**json.loads(line[len(MARK):]))
+            return PathRecord(**json.loads(line[len(MARK) :]))
     return None

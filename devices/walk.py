@@ -84,7 +84,7 @@ words. LLVM optimizes the module and makes machine code of it (`compiler.py`). T
 
 ### The tile path: recover, plan, emit
 
-A matrix product deserves better: every value loaded once should be used many times. `nest.py`
+A matrix product deserves better: every value loaded once should be used many times. `recover.py`
 recovers what the kernel computes, not by matching patterns but by trying every point of its
 index expressions. (Here that is easy; the gradient of a convolution is where it earns its keep.)
 
@@ -126,9 +126,15 @@ FILES = {
     "runtime.ll": "the native loop over kernels, and the thread pool",
     "threads.py": "starts the pool, calls the native loop",
     "graph.py": "a TinyJit batch as one native call",
-    "nest.py": "tile path: what does this kernel compute?",
+    "nest.py": "tile path: a kernel as plain data, a loop nest",
+    "recover.py": "tile path: what does this kernel compute?",
+    "points.py": "tile path: index expressions, point by point",
     "plan.py": "tile path: how should it run?",
-    "emit.py": "tile path: the plan as LLVM IR",
+    "model.py": "tile path: what a plan would cost",
+    "merge.py": "tile path: nests with other axes",
+    "emit.py": "tile path: the plan as LLVM IR, loops and tiles",
+    "values.py": "tile path: expressions, loads, masks, operations",
+    "writer.py": "tile path: writing IR as text",
     "contract.py": "tile path: the front door",
     "record.py": "which path a kernel took, and why",
     "optimize.py": "the one function of tinygrad the device replaces",

@@ -3,6 +3,7 @@
 `interpret_ast` runs a kernel's AST exactly as tinygrad wrote it; `interpret_nest` runs what
 recovery made of it. Both evaluate every point with NumPy. On integers the two must agree exactly.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,10 +21,20 @@ from tgx.devices.contract import Finished
 from tgx.devices.nest import Mask, Nest, Node
 from tgx.devices.record import PathRecord, record_of
 
-NUMPY = {dtypes.bool: np.bool_, dtypes.int8: np.int8, dtypes.uint8: np.uint8, dtypes.int16: np.int16,
-         dtypes.uint16: np.uint16, dtypes.int32: np.int32, dtypes.uint32: np.uint32,
-         dtypes.int64: np.int64, dtypes.uint64: np.uint64, dtypes.half: np.float16,
-         dtypes.float32: np.float32, dtypes.float64: np.float64}
+NUMPY = {
+    dtypes.bool: np.bool_,
+    dtypes.int8: np.int8,
+    dtypes.uint8: np.uint8,
+    dtypes.int16: np.int16,
+    dtypes.uint16: np.uint16,
+    dtypes.int32: np.int32,
+    dtypes.uint32: np.uint32,
+    dtypes.int64: np.int64,
+    dtypes.uint64: np.uint64,
+    dtypes.half: np.float16,
+    dtypes.float32: np.float32,
+    dtypes.float64: np.float64,
+}
 
 
 def kernels(work: Callable[[], Any]) -> list[UOp]:
@@ -35,7 +46,10 @@ def kernels(work: Callable[[], Any]) -> list[UOp]:
         seen.append(k.ast)
         buffer = next(x for x in k.ast.toposort() if x.op is Ops.STORE).src[0].src[0]
         nothing = buffer.index(UOp.const(0, dtypes.weakint)).store(UOp.const(0, buffer.dtype))
-        return Finished(k, UOp.sink(nothing, arg=KernelInfo(name="seen")).rtag(1))  # quick to compile
+        return Finished(
+            k, UOp.sink(nothing, arg=KernelInfo(name="seen")).rtag(1)
+        )  # quick to compile
+
     heuristic.hand_coded_optimizations = spy
     codegen.to_program_cache.clear()
     try:
@@ -54,7 +68,9 @@ def paths(work: Callable[[], Any]) -> tuple[Any, list[PathRecord]]:
     codegen.to_program_cache.clear()
     try:
         result = work()
-        sources = [s.arg for p in codegen.to_program_cache.values() for s in p.src if s.op is Ops.SOURCE]
+        sources = [
+            s.arg for p in codegen.to_program_cache.values() for s in p.src if s.op is Ops.SOURCE
+        ]
         return result, [r for s in sources if (r := record_of(s)) is not None]
     finally:
         codegen.to_program_cache.clear()
@@ -68,16 +84,33 @@ def parameters(ast: UOp) -> list[UOp]:
 def buffers(ast: UOp, seed: int = 0) -> dict[int, np.ndarray]:
     """Small integers in every buffer: sums of their products are exact in any order."""
     rng = np.random.default_rng(seed)
-    return {p.arg.slot: rng.integers(-3, 4, int(p.max_numel())).astype(NUMPY[p.dtype])
-            for p in parameters(ast)}
+    return {
+        p.arg.slot: rng.integers(-3, 4, int(p.max_numel())).astype(NUMPY[p.dtype])
+        for p in parameters(ast)
+    }
 
 
 ALU: dict[str, Callable[..., Any]] = {
-    "add": np.add, "mul": np.multiply, "sub": np.subtract, "max": np.maximum, "neg": np.negative,
-    "cmplt": np.less, "cmpne": np.not_equal, "cmpeq": np.equal, "and": np.bitwise_and,
-    "or": np.bitwise_or, "xor": np.bitwise_xor, "where": np.where, "sqrt": np.sqrt,
-    "reciprocal": lambda a: 1 / a, "trunc": np.trunc, "floordiv": np.floor_divide,
-    "floormod": np.mod, "exp2": np.exp2, "log2": np.log2, "fdiv": np.divide,
+    "add": np.add,
+    "mul": np.multiply,
+    "sub": np.subtract,
+    "max": np.maximum,
+    "neg": np.negative,
+    "cmplt": np.less,
+    "cmpne": np.not_equal,
+    "cmpeq": np.equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "where": np.where,
+    "sqrt": np.sqrt,
+    "reciprocal": lambda a: 1 / a,
+    "trunc": np.trunc,
+    "floordiv": np.floor_divide,
+    "floormod": np.mod,
+    "exp2": np.exp2,
+    "log2": np.log2,
+    "fdiv": np.divide,
 }
 REDUCE = {Ops.ADD: np.sum, Ops.MAX: np.max}
 
@@ -94,7 +127,9 @@ def interpret_ast(ast: UOp, data: dict[int, np.ndarray]) -> np.ndarray:
                 done[x] = None if x.is_invalid else x.val
             elif x.op is Ops.RANGE:
                 i = loops.index(x)
-                done[x] = np.arange(shape[i]).reshape([-1 if j == i else 1 for j in range(len(shape))])
+                done[x] = np.arange(shape[i]).reshape(
+                    [-1 if j == i else 1 for j in range(len(shape))]
+                )
             elif x.op is Ops.WHERE and args[2] is None:  # an index and where it is valid
                 done[x] = np.where(args[0], args[1], -1)
             elif x.op is Ops.INDEX:
@@ -104,8 +139,13 @@ def interpret_ast(ast: UOp, data: dict[int, np.ndarray]) -> np.ndarray:
                 done[x] = (at, np.where(at >= 0, buffer[np.maximum(at, 0)], 0).astype(buffer.dtype))
             elif x.op is Ops.REDUCE:
                 axes = tuple(loops.index(r) for r in x.src[1:])
-                wide = np.broadcast_to(value(args[0]), np.broadcast_shapes(
-                    np.shape(value(args[0])), [n if i in axes else 1 for i, n in enumerate(shape)]))
+                wide = np.broadcast_to(
+                    value(args[0]),
+                    np.broadcast_shapes(
+                        np.shape(value(args[0])),
+                        [n if i in axes else 1 for i, n in enumerate(shape)],
+                    ),
+                )
                 done[x] = REDUCE[x.arg[0]](wide, axis=axes, keepdims=True)
             elif x.op is Ops.CAST:
                 done[x] = np.asarray(value(args[0]))
@@ -138,7 +178,10 @@ def interpret_nest(nest: Nest, data: dict[int, np.ndarray]) -> np.ndarray:
         return out
 
     def where(index: Any) -> Any:
-        return index.const + sum(c * grid[a] for a, c in index.terms) + np.zeros([1] * len(shape), int)
+        return (
+            index.const + sum(c * grid[a] for a, c in index.terms) + np.zeros([1] * len(shape), int)
+        )
+
     domain, done = holds(nest.domain), dict[Node, Any]()
     inside = set(nest.reduction.walk()) if nest.reduction is not None else set()
     with np.errstate(all="ignore"):
@@ -147,10 +190,15 @@ def interpret_nest(nest: Nest, data: dict[int, np.ndarray]) -> np.ndarray:
             if n.op == "const":
                 done[n] = np.asarray(n.arg, NUMPY[n.dtype])
             elif n.op == "load":
-                at, ok = np.broadcast_arrays(where(n.arg.index), holds(n.arg.masks) & (
-                    domain if n in inside else True))
-                assert (at[ok] >= 0).all() and (at[ok] < n.arg.size).all(), "a load leaves its buffer"
-                done[n] = np.where(ok, data[n.arg.slot][np.where(ok, at, 0)], 0).astype(NUMPY[n.dtype])
+                at, ok = np.broadcast_arrays(
+                    where(n.arg.index), holds(n.arg.masks) & (domain if n in inside else True)
+                )
+                assert (at[ok] >= 0).all() and (at[ok] < n.arg.size).all(), (
+                    "a load leaves its buffer"
+                )
+                done[n] = np.where(ok, data[n.arg.slot][np.where(ok, at, 0)], 0).astype(
+                    NUMPY[n.dtype]
+                )
             elif n.op == "index":
                 done[n] = where(n.arg).astype(NUMPY[n.dtype])
             elif n.op == "mask":
@@ -171,8 +219,10 @@ def interpret_nest(nest: Nest, data: dict[int, np.ndarray]) -> np.ndarray:
                 done[n] = ALU[n.op](*args)
     out = data[nest.store.slot].astype(np.float64)
     small = [1 if i in sums else n for i, n in enumerate(shape)]
-    at, result, ok = (np.broadcast_to(x, small) for x in (
-        where(nest.store.index), done[nest.value], holds(nest.store.masks)))
+    at, result, ok = (
+        np.broadcast_to(x, small)
+        for x in (where(nest.store.index), done[nest.value], holds(nest.store.masks))
+    )
     out[at[ok]] = result[ok]
     assert len(np.unique(at[ok])) == ok.sum() == math.prod(small) - (~ok).sum()
     return out

@@ -1,4 +1,5 @@
 """Recovery: known kernels give known nests, and every nest equals the expression it came from."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,16 +12,21 @@ from nests import buffers, interpret_ast, interpret_nest, kernels
 from tinygrad import Context, Tensor, Variable, dtypes, nn
 
 from tgx.devices import nest as nest_module
-from tgx.devices.nest import Miss, recover, residues
-from tgx.devices.plan import Machine, merged, plan
+from tgx.devices.merge import merged
+from tgx.devices.nest import Miss
+from tgx.devices.plan import Machine, plan
+from tgx.devices.recover import recover, residues
 
 
 def empty(*shape: int, dtype: Any = dtypes.float) -> Tensor:
     return Tensor.empty(*shape, dtype=dtype, device="NULL")
 
 
-def conv(n: int, cin: int, h: int, w: int, cout: int, k: int, which: str, **how: Any) -> Callable[[], Any]:
+def conv(
+    n: int, cin: int, h: int, w: int, cout: int, k: int, which: str, **how: Any
+) -> Callable[[], Any]:
     """One kernel of a convolution: "y", or the gradient of "x" or "w"."""
+
     def work() -> Any:
         x, weight = empty(n, cin, h, w), empty(cout, cin // how.get("groups", 1), k, k)
         y = x.conv2d(weight, **how)
@@ -28,6 +34,7 @@ def conv(n: int, cin: int, h: int, w: int, cout: int, k: int, which: str, **how:
             return y.realize()
         dx, dw = y.gradient(x, weight, gradient=empty(*y.shape))
         return (dx if which == "x" else dw).contiguous().realize()
+
     return work
 
 
@@ -48,21 +55,30 @@ def two_gradients() -> Any:
 # ---------- known answers ----------
 
 GOLDEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "matmul": (lambda: (empty(64, 784) @ empty(256, 784).T).realize(), """\
+    "matmul": (
+        lambda: (empty(64, 784) @ empty(256, 784).T).realize(),
+        """\
 for o0:64 o1:256 sum r0:784
-  p0[256*o0 + o1] = add((p1[784*o0 + r0] * p2[784*o1 + r0]))"""),
-    "conv forward": (conv(64, 32, 14, 14, 64, 3, "y", padding=1), """\
+  p0[256*o0 + o1] = add((p1[784*o0 + r0] * p2[784*o1 + r0]))""",
+    ),
+    "conv forward": (
+        conv(64, 32, 14, 14, 64, 3, "y", padding=1),
+        """\
 for o0:64 o1:64 o2:14 o3:14 sum r0:32 r1:3 r2:3
   where r1=0: o2 in [1,14), r1=1: o2 in [0,14), r1=2: o2 in [0,13)
   where r2=0: o3 in [1,14), r2=1: o3 in [0,14), r2=2: o3 in [0,13)
   p0[12544*o0 + 196*o1 + 14*o2 + o3] = add((p1[6272*o0 + 14*o2 + o3 + 196*r0 + 14*r1 + r2 + -15] \
-if [r1,o2: 40 of 42] if [r2,o3: 40 of 42] * p2[288*o1 + 9*r0 + 3*r1 + r2]))"""),
-    "stride 2 forward": (conv(4, 8, 14, 14, 8, 3, "y", padding=1, stride=2), """\
+if [r1,o2: 40 of 42] if [r2,o3: 40 of 42] * p2[288*o1 + 9*r0 + 3*r1 + r2]))""",
+    ),
+    "stride 2 forward": (
+        conv(4, 8, 14, 14, 8, 3, "y", padding=1, stride=2),
+        """\
 for o0:4 o1:8 o2:7 o3:7 sum r0:8 r1:3 r2:3
   where r1=0: o2 in [1,7), r1=1: o2 in [0,7), r1=2: o2 in [0,7)
   where r2=0: o3 in [1,7), r2=1: o3 in [0,7), r2=2: o3 in [0,7)
   p0[392*o0 + 49*o1 + 7*o2 + o3] = add((p1[1568*o0 + 28*o2 + 2*o3 + 196*r0 + 14*r1 + r2 + -15] \
-if [r1,o2: 20 of 21] if [r2,o3: 20 of 21] * p2[72*o1 + 9*r0 + 3*r1 + r2]))"""),
+if [r1,o2: 20 of 21] if [r2,o3: 20 of 21] * p2[72*o1 + 9*r0 + 3*r1 + r2]))""",
+    ),
 }
 
 
@@ -76,7 +92,8 @@ def show(nest: nest_module.Nest) -> str:
     old = nest_module.Access.__str__
     try:
         nest_module.Access.__str__ = lambda a: (  # type: ignore[method-assign]
-            f"p{a.slot}[{a.index}]" + "".join(f" if {m}" for m in a.masks))
+            f"p{a.slot}[{a.index}]" + "".join(f" if {m}" for m in a.masks)
+        )
         return str(nest)
     finally:
         nest_module.Access.__str__ = old  # type: ignore[method-assign]
@@ -99,8 +116,11 @@ def test_input_gradient_is_a_plain_convolution() -> None:
 
 def test_strided_input_gradient_loses_its_stride() -> None:
     """Both the output and the taps are split by the stride; no gate with a modulus is left."""
-    (ast,) = (a for a in kernels(conv(2, 3, 8, 8, 4, 3, "x", padding=1, stride=2))
-              if any(x.op.name == "REDUCE" for x in a.toposort()))
+    (ast,) = (
+        a
+        for a in kernels(conv(2, 3, 8, 8, 4, 3, "x", padding=1, stride=2))
+        if any(x.op.name == "REDUCE" for x in a.toposort())
+    )
     nest = recover(ast)
     assert sorted(a.size for a in nest.axes if a.out).count(2) >= 2
     assert all("%" not in str(n.arg) for n in nest.value.walk())
@@ -109,7 +129,9 @@ def test_strided_input_gradient_loses_its_stride() -> None:
 def test_pool_backward_is_elementwise() -> None:
     """Each input belongs to one window: the sum over 3x3 gated taps is gone."""
     nests = [recover(a) for a in kernels(pool_backward)]
-    assert any(n.reduction is None and [a.size for a in n.axes][-4:] == [7, 2, 7, 2] for n in nests), nests
+    assert any(
+        n.reduction is None and [a.size for a in n.axes][-4:] == [7, 2, 7, 2] for n in nests
+    ), nests
 
 
 def test_planes_merge_into_one_axis() -> None:
@@ -121,6 +143,7 @@ def test_planes_merge_into_one_axis() -> None:
 
 # ---------- every nest equals its kernel ----------
 
+
 def property_cases() -> dict[str, Callable[[], Any]]:
     cases: dict[str, Callable[[], Any]] = {"pool backward": pool_backward}
     menu = itertools.product((1, 2, 3), (0, 1, 2), (1, 2), (1, 2))
@@ -131,13 +154,24 @@ def property_cases() -> dict[str, Callable[[], Any]]:
             cases[f"{which} {k}x{k} on {h}x{w} {how}"] = conv(2, 4, h, w, 4, k, which, **how)
     for ta, tb in itertools.product((False, True), repeat=2):
         cases[f"matmul {'t' if ta else 'n'}{'t' if tb else 'n'}"] = lambda ta=ta, tb=tb: (
-            (empty(7, 5).T if ta else empty(5, 7)) @ (empty(6, 7).T if tb else empty(7, 6))).realize()
+            (empty(7, 5).T if ta else empty(5, 7)) @ (empty(6, 7).T if tb else empty(7, 6))
+        ).realize()
     cases["batched"] = lambda: (empty(3, 4, 5) @ empty(3, 5, 2)).realize()
-    cases["pad, cat and flip"] = lambda: Tensor.cat(
-        empty(4, 3).pad(((1, 2), (0, 1))), empty(7, 2).flip(1), dim=1).contiguous().realize()
-    cases["max pool with padding"] = lambda: empty(1, 2, 7, 7).max_pool2d(3, stride=2, padding=1).realize()
-    cases["average pool backward"] = lambda: (x := empty(1, 2, 7, 6)).avg_pool2d(4, stride=2).gradient(
-        x, gradient=empty(1, 2, 2, 2))[0].contiguous().realize()
+    cases["pad, cat and flip"] = lambda: (
+        Tensor.cat(empty(4, 3).pad(((1, 2), (0, 1))), empty(7, 2).flip(1), dim=1)
+        .contiguous()
+        .realize()
+    )
+    cases["max pool with padding"] = lambda: (
+        empty(1, 2, 7, 7).max_pool2d(3, stride=2, padding=1).realize()
+    )
+    cases["average pool backward"] = lambda: (
+        (x := empty(1, 2, 7, 6))
+        .avg_pool2d(4, stride=2)
+        .gradient(x, gradient=empty(1, 2, 2, 2))[0]
+        .contiguous()
+        .realize()
+    )
     cases["triangle"] = lambda: (empty(5, 5).tril() @ empty(5, 3)).realize()
     cases["gather by stride"] = lambda: empty(40)[3:37:5].contiguous().realize()
     cases["two sums"] = two_gradients
@@ -175,13 +209,17 @@ def test_a_planted_error_is_seen() -> None:
     nest, data = recover(ast), buffers(ast)
     loads = [n for n in nest.value.walk() if n.op == "load"]
     index = loads[-1].arg.index
-    object.__setattr__(loads[-1].arg, "index", nest_module.Affine(index.const, tuple(
-        (a, c + (a == "r2")) for a, c in index.terms)))
+    object.__setattr__(
+        loads[-1].arg,
+        "index",
+        nest_module.Affine(index.const, tuple((a, c + (a == "r2")) for a, c in index.terms)),
+    )
     with pytest.raises(AssertionError):
         np.testing.assert_array_equal(interpret_nest(nest, data), interpret_ast(ast, data))
 
 
 # ---------- reasons ----------
+
 
 def two_reductions() -> Any:
     x = empty(8, 16)
@@ -189,9 +227,15 @@ def two_reductions() -> Any:
 
 
 REASONS: dict[str, tuple[Callable[[], Any], str]] = {
-    "gather": (lambda: empty(10, 4)[empty(3, dtype=dtypes.int)].realize(), "depends on loaded data"),
-    "symbolic": (lambda: empty(10)[:Variable("n", 1, 10).bind(3)].sum().realize(), "symbolic"),
-    "fp8": (lambda: empty(8, dtype=dtypes.fp8e4m3).cast(dtypes.float).contiguous().realize(), "dtype float8"),
+    "gather": (
+        lambda: empty(10, 4)[empty(3, dtype=dtypes.int)].realize(),
+        "depends on loaded data",
+    ),
+    "symbolic": (lambda: empty(10)[: Variable("n", 1, 10).bind(3)].sum().realize(), "symbolic"),
+    "fp8": (
+        lambda: empty(8, dtype=dtypes.fp8e4m3).cast(dtypes.float).contiguous().realize(),
+        "dtype float8",
+    ),
 }
 
 
@@ -208,6 +252,7 @@ def test_misses_say_why(name: str) -> None:
 
 
 # ---------- the small parts ----------
+
 
 def table(size_r: int, size_g: int, holds: Callable[[int, int], bool]) -> np.ndarray:
     return np.array([[holds(r, g) for g in range(size_g)] for r in range(size_r)])
@@ -231,7 +276,11 @@ def test_plan_prints_and_repeats() -> None:
 def test_every_kernel_of_the_guides_training_steps_is_recovered() -> None:
     class Net:
         def __init__(self) -> None:
-            self.a, self.b, self.c = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1), nn.Linear(32, 10)
+            self.a, self.b, self.c = (
+                nn.Conv2d(1, 4, 3, padding=1),
+                nn.Conv2d(4, 8, 3, padding=1),
+                nn.Linear(32, 10),
+            )
 
         def __call__(self, x: Tensor) -> Tensor:
             return self.c(self.b(self.a(x).relu().max_pool2d(2)).relu().max_pool2d(2).flatten(1))
@@ -244,8 +293,13 @@ def test_every_kernel_of_the_guides_training_steps_is_recovered() -> None:
         opt = nn.optim.Adam(params)
         for p in nn.state.get_parameters(opt):
             p.replace(empty(*p.shape))
-        loss = net(empty(4, 1, 8, 8)).sparse_categorical_crossentropy(empty(4, dtype=dtypes.int)).backward()
+        loss = (
+            net(empty(4, 1, 8, 8))
+            .sparse_categorical_crossentropy(empty(4, dtype=dtypes.int))
+            .backward()
+        )
         return loss.realize(*opt.schedule_step())
+
     misses = []
     with Context(DEV="NULL"):
         asts = kernels(step)

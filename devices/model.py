@@ -1,0 +1,375 @@
+"""The cost model: what a tile, an order of loops and a copy would cost on a machine.
+
+Cycles of the arithmetic, of the load ports, of lines that miss a cache. It need not be right, only
+right about which of two plans is faster; nothing is measured while compiling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tinygrad.dtype import dtypes
+
+from tgx.devices.merge import MASK_BYTES, accesses
+from tgx.devices.nest import Access, Affine, Axis, Nest, Node
+
+PACK_BYTES = 272 << 10  # largest packed operand: it lives on a thread's stack
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the model knows about a CPU. Sizes in bytes, throughputs per cycle."""
+
+    vector: int = 64
+    registers: int = 32
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+    fma: float = 1.0  # vector multiply-adds
+    load: float = 1.0  # vector loads
+    scalar: float = 2.0  # scalar loads, broadcasts included
+
+    @staticmethod
+    def of(vector_bytes: int, architecture: str) -> Machine:
+        """From what the compiler knows of its target."""
+        if vector_bytes == 64:
+            return Machine()
+        return Machine(vector_bytes, 16 if architecture == "x86_64" else 32, fma=2.0, load=2.0)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A copy of the part of an operand that is used again and again, rows close together.
+
+    Rows that lie a multiple of 2 KB apart fall into the same few sets of a cache and push each
+    other out, and every row needs a TLB entry of its own (GotoBLAS packs for this)."""
+
+    access: Access
+    level: int  # output loops outside the copy
+    extents: tuple[tuple[str, int], ...]  # axis, points held; outermost first
+    strides: tuple[tuple[str, int], ...]
+    size: int
+
+    def __str__(self) -> str:
+        return f"p{self.access.slot}[{' '.join(f'{a}:{n}' for a, n in self.extents)}]"
+
+
+def dependence(nest: Nest) -> dict[Node, frozenset[str]]:
+    """The axes each node's value varies over."""
+    out: dict[Node, frozenset[str]] = {}
+    sums = {a.name for a in nest.axes if not a.out}
+    for n in nest.value.walk():
+        mine = {a for s in n.src for a in out[s]}
+        if n.op == "load":
+            mine |= {a for a, _ in n.arg.index.terms} | {a for m in n.arg.masks for a in m.axes}
+        elif n.op == "index":
+            mine |= {a for a, _ in n.arg.terms}
+        elif n.op == "mask":
+            mine |= {a for m in n.arg for a in m.axes}
+        elif n.op == "sum":
+            mine |= {a for m in nest.domain for a in m.axes}
+            mine -= sums
+        elif n.op == "part":
+            mine |= {a.name for a in nest.axes if a.out}
+        out[n] = frozenset(mine)
+    return out
+
+
+def bounds(nest: Nest, lane: tuple[str, ...]) -> set[str]:
+    """Axes whose loops have bounds that depend on other loops."""
+    out: set[str] = {a for p in nest.parts for a in bounds(p, lane)}
+    for m in nest.domain:
+        drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
+        if not (m.table.any(drop) if drop else m.table).all():
+            out |= set(m.axes) - set(lane)
+    return out
+
+
+def body_of(nest: Nest) -> Node:
+    red = nest.reduction
+    return red.src[0] if red is not None else nest.value
+
+
+def strides(index: Affine, lane: tuple[str, ...], nest: Nest, width: int) -> list[int]:
+    """Offset of every lane from the first, for a vector that starts at a multiple of the width."""
+    if len(lane) == 1:
+        return [index[lane[0]] * i for i in range(width)]
+    n = nest.size(lane[1])
+    return [index[lane[0]] * (i // n) + index[lane[1]] * (i % n) for i in range(width)]
+
+
+def vector_cost(offsets: list[int]) -> float:
+    """Loads (of one vector) that bring in these offsets."""
+    span = max(offsets) - min(offsets) + 1
+    if span == len(offsets) or span == 1:
+        return 1.0
+    return 2.5 if span <= 2 * len(offsets) else 1.5 * len(offsets)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A load of the body, as the model sees it."""
+
+    access: Access
+    axes: frozenset[str]
+    vector: bool
+    cost: float  # cycles of the load ports for one copy
+
+
+class Model:
+    """Costs of one nest on one machine."""
+
+    def __init__(self, nest: Nest, machine: Machine) -> None:
+        self.nest, self.machine = nest, machine
+        self.body, self.deps = body_of(nest), dependence(nest)
+        self.red = nest.reduction
+        sizes = [
+            n.dtype.itemsize
+            for n in nest.value.walk()
+            if n.dtype is not dtypes.bool and n.op != "index" and n.op != "const"
+        ]
+        self.width = machine.vector // max([*sizes, nest.store.dtype.itemsize, 2])
+        self.outs = [a for a in nest.axes if a.out]
+        self.sums = [a for a in nest.axes if not a.out]
+        # parts cost like so many more steps of the nest's own sum
+        trips = [math.prod(a.size for a in n.axes if not a.out) for n in (nest, *nest.parts)]
+        self.more = sum(trips) / trips[0]
+
+    def lanes(self) -> list[tuple[str, ...]]:
+        """Axes, or pairs of axes, that may fill a vector."""
+        options: list[tuple[str, ...]] = [(a.name,) for a in self.nest.axes]
+        for lo in self.outs:
+            if lo.size < self.width and self.width % lo.size == 0:
+                options += [
+                    (hi.name, lo.name)
+                    for hi in self.outs
+                    if hi is not lo
+                    and self.nest.store.index[hi.name] == lo.size * self.nest.store.index[lo.name]
+                ]
+        return options
+
+    def allowed(self, lane: tuple[str, ...]) -> bool:
+        """Masks with lanes need tables; a two-axis lane has none."""
+        masks = [m for a in accesses(self.nest) for m in a.masks] + list(self.nest.domain)
+        masks += [m for n in self.nest.value.walk() if n.op == "mask" for m in n.arg]
+        if self.nest.parts and not (len(lane) == 1 and any(a.name in lane for a in self.outs)):
+            return False  # parts are summed in the lanes of the outputs
+        if len(lane) == 2:
+            return not any(a in m.axes for m in masks for a in lane)
+        return all(m.table.size <= MASK_BYTES * 8 for m in masks if lane[0] in m.axes)
+
+    def operands(self, lane: tuple[str, ...]) -> list[Operand]:
+        out = []
+        for n in self.body.walk():
+            if n.op == "load":
+                vector = any(a in self.deps[n] for a in lane)
+                cost = 1 / self.machine.scalar
+                if vector:
+                    offsets = strides(n.arg.index, lane, self.nest, self.width)
+                    cost = vector_cost(offsets) / self.machine.load
+                    if any(c % self.width for a, c in n.arg.index.terms if a not in lane):
+                        cost *= 1.7  # not aligned: half of the loads or more cross a cache line
+                    if any(a in m.axes for m in n.arg.masks for a in lane):
+                        cost += 0.3
+                out.append(Operand(n.arg, self.deps[n], vector, cost))
+        return out
+
+    def tile_axes(self, lane: tuple[str, ...]) -> list[Axis]:
+        """Output axes that may be held in registers: not those that a loop bound depends on."""
+        bound = bounds(self.nest, lane)
+        return [a for a in self.outs if a.name not in lane and a.name not in bound and a.size > 1]
+
+    def inner(
+        self, lane: tuple[str, ...], vectors: int, tile: dict[str, int], operands: list[Operand]
+    ) -> tuple[float, float]:
+        """(cycles of one step of the innermost body, registers)."""
+        lanes_out = any(a.name in lane for a in self.outs)
+        accs = math.prod(tile.values()) * vectors
+        loads = vec_copies = 0.0
+        for o in operands:
+            copies = math.prod(n for a, n in tile.items() if a in o.axes) * (
+                vectors if o.vector else 1
+            )
+            loads += copies * o.cost
+            rows = math.prod(n for a, n in tile.items() if o.access.index[a])
+            steps = [
+                abs(o.access.index[a.name])
+                for a in self.sums
+                if o.access.index[a.name] and a.name not in lane
+            ]
+            if steps and min(steps) * o.access.dtype.itemsize >= 1024:
+                loads += 1.5 * rows  # every step of the sum is a new page, or nearly
+            if o.vector:
+                vec_copies += copies
+        work = 0.0
+        for n in self.body.walk():
+            if n.op not in ("load", "const", "index", "mask", "mul", "cast"):
+                d = self.deps[n]
+                copies = math.prod(c for a, c in tile.items() if a in d)
+                work += copies * (vectors if any(a in d for a in lane) else 1) * 0.5
+        if lanes_out:
+            scalars = [o for o in operands if not o.vector]
+            need = accs + vec_copies + (2 if scalars and vectors > 1 else 1)
+        else:
+            sides = sorted(
+                math.prod(n for a, n in tile.items() if a in o.axes) * vectors
+                for o in operands
+                if o.vector
+            )
+            need = accs + sum(sides[:-1]) + 1
+        return max(accs / self.machine.fma, loads) + work + 1.0 / max(1, accs / 8), need
+
+    def order(
+        self,
+        lane: tuple[str, ...],
+        vectors: int,
+        tile: dict[str, int],
+        operands: list[Operand],
+        sums: tuple[str, ...],
+    ) -> tuple[float, tuple[str, ...], tuple[Pack, ...]]:
+        """The best order of the output loops, and its cost in cycles of waiting for the caches."""
+        size = {a.name: a.size for a in self.nest.axes}
+        lane_size = math.prod(size[a] for a in lane)
+        step = {**tile, lane[0]: self.width * vectors}
+        full = {**size, lane[0]: lane_size}
+        outs = [a.name for a in self.outs if a.name not in lane[1:]]
+        trips = {a: -(-full[a] // step.get(a, 1)) for a in [*outs, *sums]}
+        loops = [a for a in outs if trips[a] > 1]
+        fixed = [a for a in outs if trips[a] == 1]
+        best: tuple[float, tuple[str, ...], tuple[Pack, ...]] = (math.inf, tuple(outs), ())
+        held = {**step, **{s: size[s] for s in sums}}
+        tight = [o for o in operands if crowded(o.access, held)]
+        known: dict[frozenset[str], list[float]] = {}
+
+        def lines(inside: frozenset[str]) -> list[float]:
+            if inside not in known:
+                extent = {
+                    a: min(full[a], step.get(a, 1) * (trips.get(a, 1) if a in inside else 1))
+                    for a in full
+                }
+                known[inside] = [
+                    footprint(o.access, extent, lane, self.nest, o in tight) for o in operands
+                ]
+            return known[inside]
+
+        options = itertools.permutations(loops) if len(loops) <= 5 else [tuple(loops)]
+        for perm in options:
+            order = [*perm, *[s for s in sums if trips[s] > 1]]
+            cost = 0.0
+            for cache, price in ((self.machine.l1 * 0.8, 1.2), (self.machine.l2 * 0.8, 5.0)):
+                cost += misses(order, trips, operands, lines, cache) * price
+            packs = []
+            for o in tight:
+                pack, price = packed(o.access, perm, trips, step, full, lane)
+                cost += price
+                packs += [pack] if pack else []
+            # the innermost output loop should walk the store forward
+            stride = abs(self.nest.store.index[perm[-1]]) if perm else 0
+            cost *= 1 + 1e-3 * min(stride, 100) / 100
+            if cost < best[0]:
+                best = cost, (*perm, *fixed), tuple(packs)
+        return best
+
+
+def misses(
+    order: list[str],
+    trips: dict[str, int],
+    operands: list[Operand],
+    lines: Callable[[frozenset[str]], list[float]],
+    cache: float,
+) -> float:
+    """Cache lines brought in over the whole nest, for one cache size."""
+    level = len(order)
+    while level > 0 and 64 * sum(lines(frozenset(order[level - 1 :]))) <= cache:
+        level -= 1
+    total = 0.0
+    for o, mine in zip(operands, lines(frozenset(order[level:])), strict=True):
+        outside = order[:level]
+        while outside and outside[-1] not in o.axes and 64 * mine <= cache / 2:
+            outside = outside[:-1]
+        total += mine * math.prod(trips[a] for a in outside)
+    return total
+
+
+def crowded(access: Access, held: dict[str, int]) -> bool:
+    """Do the rows that one tile runs through share a few sets of the cache?"""
+    return any(
+        abs(c) * access.dtype.itemsize % 2048 == 0 and held.get(a, 1) > 8
+        for a, c in access.index.terms
+    )
+
+
+def packed(
+    access: Access,
+    perm: tuple[str, ...],
+    trips: dict[str, int],
+    step: dict[str, int],
+    full: dict[str, int],
+    lane: tuple[str, ...],
+) -> tuple[Pack | None, float]:
+    """The outermost place where a copy of what the inner loops use fits, and what copying costs."""
+    terms = sorted(access.index.terms, key=lambda t: -abs(t[1]))
+    every = math.prod(trips.values())
+    failed = None, 8.0 * every
+    if (
+        access.masks
+        or len(lane) > 1
+        or not terms
+        or terms[-1][1] != 1
+        or any(c < 0 for _, c in terms)
+    ):
+        return failed
+    for level in range(1, len(perm) + 1):
+        outside = perm[:level]
+        extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a, _ in terms}
+        if any(
+            terms[i][1] < terms[i + 1][1] * extent[terms[i + 1][0]] for i in range(len(terms) - 1)
+        ):
+            return failed  # rows overlap
+        strides: dict[str, int] = {}
+        size = 1
+        for a, _ in reversed(terms):
+            strides[a] = size
+            size *= extent[a] if size > 1 else -(-extent[a] // 16) * 16
+            if size * access.dtype.itemsize % 2048 == 0 and a != terms[0][0]:
+                size += 16
+        reuse = math.prod(trips[a] for a in perm[level:] if not access.index[a])
+        if size * access.dtype.itemsize <= PACK_BYTES and reuse >= 4:
+            copies = math.prod(trips[a] for a in outside)
+            pack = Pack(
+                access, level, tuple((a, extent[a]) for a, _ in terms), tuple(strides.items()), size
+            )
+            return pack, copies * size / 16 * 8.0
+    return failed
+
+
+def footprint(
+    access: Access, extent: dict[str, int], lane: tuple[str, ...], nest: Nest, dense: bool = False
+) -> float:
+    """Lines of 64 bytes that an access touches over `extent` points of each axis."""
+    per_line = max(1, 64 // access.dtype.itemsize)
+    if dense:
+        return max(
+            1.0, math.prod(extent[a] for a, _ in access.index.terms if a in extent) / per_line
+        )
+    coefs = dict(access.index.terms)
+    if len(lane) == 2 and lane[0] in extent:
+        coefs[lane[0]] = max(1, coefs.get(lane[0], 0) // max(1, nest.size(lane[1])))
+    used = sorted((abs(c), extent[a]) for a, c in coefs.items() if a in extent and extent[a] > 1)
+    points, span, lines = 1, 0, 1.0
+    for c, n in used:
+        if (c * points <= 2 * span + 2 and points > 1) or c <= 1:  # runs that touch or overlap
+            span += c * (n - 1)
+            points = min(points * n, span + 1)
+            lines = max(1.0, (span + 1) / per_line)
+        elif c < per_line:
+            span += c * (n - 1)
+            points *= n
+            lines = max(lines, (span + 1) / per_line)
+        else:
+            span += c * (n - 1)
+            points *= n
+            lines *= n
+    return min(lines, access.size / per_line + 1)
