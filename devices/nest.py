@@ -92,7 +92,7 @@ class Access:
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of the expression. `op` is a tinygrad op name in lower case, or
-    load (arg: Access), const (a value), index (Affine), mask (Masks), sum (its op), part (which)."""
+    load (arg: Access), const (a value), index (Affine), mask (Masks), sum (op), part (which)."""
 
     op: str
     dtype: DType
