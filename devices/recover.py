@@ -5,7 +5,7 @@ can be badly disguised: the input gradient of a 3x3 convolution arrives as 4x4 *
 row is `(16*kh + h) % 17` and whose weight is `(16*kh + h) // 17`. Nobody wants to pattern-match
 that. But ranges are small. `kh` and `h` have 64 points between them, so we visit all 64, ask which
 of them pass the gate, and fit an **exact affine function** (rationals, no rounding) through the
-points that do. The result is `h - kh` for the row, `kh` for the weight, and "kh = 3" never.
+points that do. The row turns out to be `h - kh`, the weight's `kh`; `kh = 3` is never valid.
 
 This is the access function of the polyhedral model (Feautrier 1991), got from samples; it holds on
 every point because it is *checked* on every point. What does not fit is a `Miss` with its reason,
