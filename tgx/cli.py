@@ -293,6 +293,11 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
         default="kernels",
         help="full: also every rewrite, and the origin of every UOp of every kernel",
     )
+    parser.add_argument(
+        "--prove",
+        action="store_true",
+        help="replay the schedule without each boundary: it has to have one kernel fewer (slow)",
+    )
     add_script(parser)
 
 
@@ -305,7 +310,7 @@ def do_trace(options: Options) -> int:
         raise SystemExit("tgx: which script? For example: " + COMMANDS["trace"].example)
     folder = Path(options.output or Path(words[0]).stem + ".trace").resolve()
     program = words[0] if not options.module else f"-m {words[0]}"
-    session = Session(folder, options.level, program, tuple(words[1:])).start()
+    session = Session(folder, options.level, program, tuple(words[1:]), options.prove).start()
     failure: BaseException | None = None
     try:
         run_script(options)

@@ -259,7 +259,8 @@ class Decisions:
     def store_again(self, stored: dict[UOp, Any]) -> None:
         """A replay stores what was stored, also where its own graph would no longer ask for it."""
         assert self.root is not None
-        wanted = {(d.value, d.op): d for d in self.always}
+        made = {(d.value, d.rule) for d in self.found}  # by rules that fired again
+        wanted = {(d.value, d.op): d for d in self.always if (d.value, d.rule) not in made}
         todo, seen = [self.root], set()
         while todo:
             n = todo.pop()
@@ -306,8 +307,9 @@ class Decisions:
             if reason == "copy" and n.op is Ops.CONTIGUOUS:
                 tag = "copy-source"
             value = self.follow.get(n.src[0]) if n.op is not Ops.BUFFER else self.follow.get(old)
+            op = n.src[0].op.name if n.op is not Ops.BUFFER else ""
             self.follow.stages[n] = self._add(
-                Decision(tag, _place(path, line, _function(text)), value or ())
+                Decision(tag, _place(path, line, _function(text)), value or (), op=op)
             )
 
     # buffers that could have been dropped

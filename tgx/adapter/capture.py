@@ -110,6 +110,7 @@ class Session:
         level: str = "kernels",
         program: str = "",
         arguments: tuple[str, ...] = (),
+        prove: bool = False,
     ) -> None:
         compat.check()
         if wrong := boundaries.missing_lines():
@@ -120,6 +121,7 @@ class Session:
             folder = self._temporary.name
         self.folder = Path(folder)
         self.level = level
+        self.prove = prove  # every boundary, at the end: a replay for each
         self.marker = Marker()
         self.began = 0.0
         self.running = False

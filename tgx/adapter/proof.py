@@ -18,7 +18,7 @@ from tinygrad.uop.ops import Ops, PatternMatcher, UOp, graph_rewrite
 
 from tgx.adapter import boundaries
 from tgx.adapter.boundaries import Decision, Decisions
-from tgx.adapter.provenance import Follow, Tokens, following
+from tgx.adapter.provenance import Follow, Tokens, current, following
 
 if TYPE_CHECKING:
     from tgx.adapter.capture import Session, Template
@@ -96,7 +96,7 @@ def kernels_of(template: Template, without: Decision | int | None = None) -> int
         decisions.always = [
             template.decisions[i]
             for i in sorted(stored)
-            if "run_rangeify" in template.decisions[i].rule
+            if template.decisions[i].reason not in boundaries.OPAQUE
         ]
     if dropped is not None and "_limit_bufs" in dropped[1]:
         # made by the last pass that makes any: taken out right after it
@@ -109,15 +109,42 @@ def kernels_of(template: Template, without: Decision | int | None = None) -> int
 
 
 def _not_stored(root: UOp, store: UOp) -> UOp:
-    """A graph whose readers use a value directly instead of through the output it is stored in."""
+    """A graph whose readers use a value directly instead of through the output it is stored in.
+
+    Later stores into the same buffer still find the buffer there, with its earlier contents.
+    """
     after = next(n for n in root.toposort() if n.op is Ops.AFTER and store in n.src[1:])
-    # the buffer's earlier contents are stored all the same
-    before = (after.src[0],) if after.src[0].op is Ops.AFTER else ()
-    rest = root.replace(src=tuple(t for s in root.src for t in (before if s is after else (s,))))
     value = store.src[1]
     if value._shape != after._shape and after._shape is not None:
         value = value.reshape(after.shape)
-    return rest.substitute({after: value})
+    before = after.src[0]
+    new: dict[UOp, UOp] = {}  # every node without the store; ``place`` the same as a place to write
+    place: dict[UOp, UOp] = {after: before}
+    for n in root.toposort():
+        if n is after:
+            new[n] = value
+            continue
+        sources = [new[s] for s in n.src]
+        if n.op in (Ops.STORE, Ops.AFTER) or (n.src and n.src[0] in place):
+            target = place.get(n.src[0], new[n.src[0]]) if n.src else None
+            written = n.replace(src=(target, *sources[1:])) if target is not None else n
+            if n.op in (Ops.STORE, Ops.AFTER):
+                new[n] = place[n] = _same(n, written)
+                continue
+            place[n] = _same(n, written)
+        new[n] = _same(n, n.replace(src=tuple(sources)) if tuple(sources) != n.src else n)
+    kept = [new[s] for s in root.src if s is not after]
+    if before.op is Ops.AFTER and after in root.src:
+        kept.append(before)
+    return root.replace(src=tuple(dict.fromkeys(kept)))
+
+
+def _same(old: UOp, new: UOp) -> UOp:
+    """``new`` stands where ``old`` did: it keeps its note."""
+    follow = current()
+    if new is not old and follow is not None:
+        follow.rebuilt(old, new)
+    return new
 
 
 @contextmanager

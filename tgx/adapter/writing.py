@@ -83,6 +83,7 @@ class Recorder:
         self.costs: dict[int, tuple[int, int]] = {}
         self.changed: set[int] = set()
         # boundary -> what to reverse to prove it, see tgx.adapter.proof
+        self.boundary_records: dict[int, model.Boundary] = {}
         self.proofs: dict[int, tuple[Template, str, int]] = {}
         self.waiting: list[tuple[str, Any]] = []
         self.fresh = False  # something in waiting is new, and should survive a kill
@@ -254,6 +255,7 @@ class Recorder:
         )
         self.schedules[number] = schedule
         self.flush()
+        self.boundary_records.update((b.id, b) for b in build.boundaries)
         self.writer.bundle(
             [
                 ("schedules", schedule),
@@ -405,6 +407,8 @@ class Recorder:
         if session.level == "kernels":
             missing.append("rewrites were not recorded: --level full")
         missing += aftermath.complete(self, session)
+        if session.prove:
+            missing += self._proved(session)
         for number in sorted(self.changed):
             self.waiting.append(("schedules", self.schedules[number]))
         self.waiting += [("timings", t) for t in session.timings()]
@@ -417,6 +421,17 @@ class Recorder:
         )
         self.writer.write("environment", self.environment)
         self.writer.close()
+
+    def _proved(self, session: Session) -> list[str]:
+        """Writes into every boundary how many kernels there are without it."""
+        from tgx.adapter.proof import prove
+
+        failed = 0
+        for found in prove(session):
+            failed += not found.holds
+            old = self.boundary_records[found.boundary]
+            self.waiting.append(("boundaries", replace(old, kernels_without=found.without)))
+        return [f"{failed} boundaries could not be proved"] if failed else []
 
     def _file_texts(self) -> Iterator[model.File]:
         """The user's files whole, of others the lines something points at."""
@@ -457,7 +472,7 @@ class _Build:
         self.boundaries: list[model.Boundary] = []
         self.arenas: dict[UOp, int] = {}
         self.planned = self.unplanned = -1
-        self.copies: dict[int, str] = {}
+        self.stores_seen: dict[int, int] = {}
 
     # kernels
     def kernel(
@@ -834,15 +849,21 @@ class _Build:
             self.recorder.proofs[self.boundaries[-1].id] = (self.outer.template, "output", store)
 
     def _store_of(self, slot: int) -> tuple[str, int]:
-        """(reason, node) of the STORE that fills an argument of the graph."""
-        for i, n in enumerate(self.nodes):
-            if (
-                n.op is Ops.STORE
-                and (base := n.src[0].buf_uop).op is Ops.PARAM
-                and base.arg.slot == slot
-            ):
-                return self.outer.outputs.get(i, "assign"), i
-        return "realize", -1
+        """(reason, node) of the STORE that fills an argument of the graph: the first time it is
+        asked for, the first of them, and so on."""
+        stores = [
+            i
+            for i, n in enumerate(self.nodes)
+            if n.op is Ops.STORE
+            and (base := n.src[0].buf_uop).op is Ops.PARAM
+            and base.arg.slot == slot
+        ]
+        nth = self.stores_seen.get(slot, 0)
+        self.stores_seen[slot] = nth + 1
+        if not stores:
+            return "realize", -1
+        store = stores[min(nth, len(stores) - 1)]
+        return self.outer.outputs.get(store, "assign"), store
 
     def _add(
         self,
