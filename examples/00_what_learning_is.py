@@ -241,15 +241,11 @@ def draw(points, labels, weight, bias, centres, groups, chosen, sine) -> str:
     chart = Chart(page, (830, 86, 220, 190), (-np.pi, np.pi), (-1.2, 1.2), "one hidden layer",
                   xticks=(-3, 0, 3), yticks=(-1, 0, 1))
     shades = ("gold", "green", "blue")
-    chart.line(sine[0][1], np.sin(sine[0][1]), "grey dashed thin")
-    for (_, x, y), css in zip(sine, shades, strict=True):
+    for (_, x, y), css in zip(sine.values(), shades, strict=False):
         chart.line(x, y, css)
-    page.add(*legend(840, 311, [(css, f"{n}") for css, n in zip(shades, WIDTHS, strict=True)], 62),
+    page.add(*legend(840, 311, [(css, f"{n}") for css, n in zip(shades, sine, strict=False)], 62),
              words(1026, 315, "neurons", "quiet"))
     return str(page)
-
-
-WIDTHS = (1, 2, 16)
 
 
 def main() -> None:
@@ -299,10 +295,10 @@ def main() -> None:
                "  They are functions with numbers in them: any of the three kinds of learning may",
                "  set those numbers (AlphaGo's networks learnt from rewards, an autoencoder from",
                "  bare data).")
-    sine = [fit_sine(width, 250 if lesson.quick else 1500) for width in WIDTHS]
-    lesson.beside(*[(f"sin(x) by {width} hidden neurons, squared error", "any mapping" * (not i),
-                     f"{error:.1e}")
-                    for i, (width, (error, _, _)) in enumerate(zip(WIDTHS, sine, strict=True))])
+    widths = (1, 16) if lesson.quick else (1, 2, 16)
+    sine = {width: fit_sine(width, 250 if lesson.quick else 1500) for width in widths}
+    lesson.beside(*[(f"sin(x) by a hidden layer of {width}, squared error", "any mapping",
+                     f"{error:.1e}") for width, (error, _, _) in sine.items()])
 
     lesson.part("A neuron in the brain (there are about 86 billion), and here")
     print(table(("brain", "machine"), BRAIN))
