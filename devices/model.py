@@ -294,11 +294,9 @@ def misses(
 
 
 def crowded(access: Access, held: dict[str, int]) -> bool:
-    """Do the rows that one tile runs through share a few sets of the cache?"""
-    return any(
-        abs(c) * access.dtype.itemsize % 2048 == 0 and held.get(a, 1) > 8
-        for a, c in access.index.terms
-    )
+    """Do the rows that one tile runs through share a few sets of the cache, or need too many pages?"""
+    rows = [(abs(c) * access.dtype.itemsize, held.get(a, 1)) for a, c in access.index.terms]
+    return any((stride % 2048 == 0 and n > 8) or (stride >= 2048 and n > 256) for stride, n in rows)
 
 
 def packed(
@@ -312,7 +310,7 @@ def packed(
     """The outermost place where a copy of what the inner loops use fits, and what copying costs."""
     terms = sorted(access.index.terms, key=lambda t: -abs(t[1]))
     every = math.prod(trips.values())
-    failed = None, 8.0 * every
+    failed = None, 40.0 * every  # every step waits for a line that was pushed out
     if (
         access.masks
         or len(lane) > 1
