@@ -147,28 +147,30 @@ def index_math(uops: list[UOp]) -> set[UOp]:
 
 
 def accumulations(uops: list[UOp]) -> set[UOp]:
-    """The additions `acc = acc + x` of a sum held in a register.
+    """The additions `acc = acc + x` of a sum held in a register, and the product if x is one.
 
-    A sum has no order of its own, so these (and only these) may be reassociated: LLVM then keeps
-    one partial sum per vector lane. The order is fixed when the kernel is compiled, so a result is
-    still the same in every run.
+    A sum has no order of its own, so these (and only these) may be reassociated, and fused with the
+    product: LLVM then keeps one partial sum per vector lane. The order is fixed when the kernel is
+    compiled, so a result is still the same in every run.
     """
     found = set()
     for u in uops:
         if u.op is Ops.STORE and u.src[0].addrspace is AddrSpace.REG and u.src[1].op is Ops.ADD:
             buffer = u.src[0].buf_uop
             if any(s.op is Ops.LOAD and s.src[0].buf_uop is buffer for s in u.src[1].src):
-                found.add(u.src[1])
+                found |= {u.src[1], *(s for s in u.src[1].src if s.op is Ops.MUL)}
     return found
 
 
 # ***************************** arithmetic rows *****************************
 
-# op: (bool, unsigned, signed, float). `contract` lets a*b+c become one fused multiply-add.
+# op: (bool, unsigned, signed, float). Without `contract`, LLVM may not fuse a*b+c into one rounding:
+# a value that two kernels compute, each for itself, then has the same bits in both. The gradient of
+# max() depends on that: it looks for the elements that are equal to the maximum.
 ARITHMETIC: dict[Ops, tuple[str | None, str | None, str | None, str | None]] = {
-    Ops.ADD:   ("or",       "add",      "add",      "fadd contract"),
-    Ops.SUB:   ("xor",      "sub",      "sub",      "fsub contract"),
-    Ops.MUL:   ("and",      "mul",      "mul",      "fmul contract"),
+    Ops.ADD:   ("or",       "add",      "add",      "fadd"),
+    Ops.SUB:   ("xor",      "sub",      "sub",      "fsub"),
+    Ops.MUL:   ("and",      "mul",      "mul",      "fmul"),
     Ops.FDIV:  (None,       None,       None,       "fdiv"),
     Ops.AND:   ("and",      "and",      "and",      None),
     Ops.OR:    ("or",       "or",       "or",       None),
@@ -203,7 +205,7 @@ def emit_arithmetic(body: Body, u: UOp) -> None:
     if u in body.index_math and u.op in CANNOT_WRAP and kind(a.dtype) == 2:
         opcode += " nsw"
     if u in body.accumulations and kind(a.dtype) == 3:
-        opcode += " reassoc nsz"
+        opcode += " reassoc nsz contract"
     body.names[u] = body.value(f"{opcode} {body.typed(a)}, {body[b]}")
 
 

@@ -679,9 +679,9 @@ def _floor(quotient: bool) -> Callable[[Values, Node, list[Value]], str]:
 DIVISIONS = ("cdiv", "cmod", "floordiv", "floormod")
 
 OPS: dict[str, Callable[[Values, Node, list[Value]], str]] = {
-    "add": _binary("fadd contract", "add"),
-    "sub": _binary("fsub contract", "sub"),
-    "mul": _binary("fmul contract", "mul"),
+    "add": _binary("fadd", "add"),
+    "sub": _binary("fsub", "sub"),
+    "mul": _binary("fmul", "mul"),
     "fdiv": _binary("fdiv", ""),
     "cdiv": _binary("", "sdiv", "udiv"),
     "cmod": _binary("", "srem", "urem"),
