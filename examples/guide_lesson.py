@@ -74,7 +74,7 @@ class Lesson:
                  f"{kernel.bytes:,}" if kernel.bytes > 0 else "-")
                 for kernel in t.kernels if kernel.kind != "copy"]
         print(table(("kernel", "phase", "lines", "flops", "bytes"), rows, right=(3, 4)))
-        print(f"{len(rows)} kernels. More of this: tgx trace {self.name}.py; tgx show tgx-trace")
+        print(f"{len(rows)} kernels. More: tgx trace -o DIR examples/{self.name}.py; tgx show DIR")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
