@@ -294,7 +294,7 @@ def misses(
 
 
 def crowded(access: Access, held: dict[str, int]) -> bool:
-    """Do the rows that one tile runs through share a few sets of the cache, or need too many pages?"""
+    """Do the rows that a tile runs through crowd a few sets of the cache, or too many pages?"""
     rows = [(abs(c) * access.dtype.itemsize, held.get(a, 1)) for a, c in access.index.terms]
     return any((stride % 2048 == 0 and n > 8) or (stride >= 2048 and n > 256) for stride, n in rows)
 
