@@ -51,6 +51,20 @@ def test_the_course_lists_the_lessons_that_exist_and_their_pictures():
         assert (EXAMPLES / "pictures" / f"{name}.svg").exists()
 
 
+def test_a_lesson_can_itself_be_traced(capsys):
+    """It ends by tracing itself, and of traces there is one at a time."""
+    from guide_lesson import Lesson
+    from tinygrad import Tensor
+
+    import tgx
+    told = Lesson("02_neuron_numpy", "A lesson", [])
+    with tgx.trace() as t:
+        told.kernels(lambda: (Tensor([1.0, 2.0]).realize() + 1).realize())
+    assert t.kernels and "in that trace" in capsys.readouterr().out
+    told.kernels(lambda: (Tensor([1.0, 2.0]).realize() + 1).realize())
+    assert "1 kernels. More: tgx trace -o DIR" in capsys.readouterr().out
+
+
 def test_the_checklist_names_every_row_once_and_only_tests_that_exist():
     text = (ROOT / "tests" / "checklist.md").read_text()
     covered, missing = text.split("## Not covered yet")
