@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tinygrad import Tensor, TinyJit, nn
+from tinygrad import Tensor, TinyJit, Variable, nn
 from tinygrad.helpers import Context
 
 import tgx
@@ -297,3 +297,43 @@ def test_union_keeps_order_and_is_bounded() -> None:
     assert union((1, 2), (2, 3)) == (1, 2, 3)
     assert union((), (4,)) == (4,) and union((4,), ()) == (4,)
     assert len(union(tuple(range(20)), tuple(range(100, 130)))) == 24
+
+
+def test_inside_a_function() -> None:
+    """@function turns its inputs into parameters; what its body computes keeps its lines."""
+    from tinygrad.function import function
+
+    def program() -> None:
+        @function(precompile=True)
+        def f(x: Tensor) -> Tensor:
+            return (x * 2).sum(axis=0)  #: body
+
+        f(e(8, 8).contiguous().realize()).realize()  #: call
+
+    trace = record(program)
+    assert any(marks_of(trace, k) == {"body"} and "sum" in k.ops for k in trace.kernels)
+
+
+def test_several_devices_say_what_is_not_shown() -> None:
+    def program() -> None:
+        x = Tensor.empty(4, 4, device="NULL").shard(("NULL:0", "NULL:1"), axis=0)
+        (x + 1).sum().realize()  #: sum
+
+    trace = record(program)
+    assert all(marks_of(trace, k) == {"sum"} for k in trace.kernels if k.phase != "data")
+    assert any("several devices" in text for text in trace.environment.missing)
+
+
+def test_symbolic_shapes_and_setitem() -> None:
+    def program() -> None:
+        a = e(10, 4).contiguous().realize()
+        for i in (2, 3):
+            n = Variable("n", 1, 10).bind(i)
+            a[:n].sum(0).reshape(4).contiguous().realize()  #: symbolic
+        a[1:3] = a[3:5] + 1  #: setitem
+        a.realize()
+
+    trace = record(program)
+    found = [marks_of(trace, k) for k in trace.kernels if k.phase != "data"]
+    assert {"symbolic"} in found and {"setitem"} in found
+    assert all(m <= {"symbolic", "setitem"} for m in found), found

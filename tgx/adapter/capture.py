@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tinygrad.codegen as tg_codegen
 import tinygrad.device as tg_device
 import tinygrad.engine.jit as tg_jit
 import tinygrad.engine.realize as tg_realize
 import tinygrad.mixin.gradient as tg_gradient
 import tinygrad.schedule as tg_schedule
 import tinygrad.tensor as tg_tensor
+from tinygrad.function import _function
 from tinygrad.helpers import SCACHE
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UOpMetaClass
 
@@ -366,7 +368,10 @@ class Session:
     def _fault(self, what: str, error: Exception) -> None:
         if settings.traceback():
             raise error
-        text = f"tgx could not record a {what}: {type(error).__name__}: {error}"
+        self._say_once(f"tgx could not record a {what}: {type(error).__name__}: {error}")
+
+    def _say_once(self, text: str) -> None:
+        """Something the trace lacks, for the reader."""
         if text not in self.failed:
             self.failed.append(text)
 
@@ -380,7 +385,7 @@ class Session:
         identity = (lowered.template.key, lowered.origins, asked, bool(captured))
         schedule = self.schedules.get(identity)
         if schedule is None:
-            kernels = list(_flat(lowered.template))
+            kernels = list(_flat(lowered.template, self.templates))
             arguments = names.arguments(big_sink.src[1:], sys._getframe(1), self.marker.origins)
             jit = _jit_name() if captured else ""
             schedule = self.recorder.schedule(all_lowered, kernels, calls, asked, arguments, jit)
@@ -396,7 +401,14 @@ class Session:
         if lowered.hit:
             self.recorder.cache_hit(schedule)
         ids = self.recorder.kernels_of(schedule)
-        plan = Plan([schedule], ids if len(ids) == len(calls) else [-1] * len(calls))
+        if len(ids) != len(calls):
+            self._say_once(
+                f"{self.recorder.schedule_name(schedule)}: of {len(calls)} calls, "
+                f"{len(calls) - len(ids)} inside functions of the scheduler's own (sums over "
+                f"several devices) are not shown, and its kernels were not timed"
+            )
+            ids = [-1] * len(calls)
+        plan = Plan([schedule], ids)
         if captured:
             self.jit_parts.append((plan, calls))
         else:
@@ -474,12 +486,14 @@ class Session:
             return
         plan, place = self.executing[-1]
         ended = self.now()
-        for et in ets or [None]:
-            self.executing[-1] = plan, place + 1
-            if plan is None or place >= len(plan.kernels):
+        # a call launches one kernel, on each of its devices; with HCQ2, a list of kernels
+        several = call.src[0].op is Ops.CUSTOM_FUNCTION and call.src[0].arg == "hcq"
+        self.executing[-1] = plan, place + (len(ets) if several else 1)
+        for n, et in enumerate(ets or [None]):
+            at = place + n if several else place
+            if plan is None or at >= len(plan.kernels):
                 return
-            kernel = plan.kernels[place]
-            place += 1
+            kernel = plan.kernels[at]
             if kernel < 0:
                 continue
             took = ended - (float(st) - self.began * 1e6)
@@ -592,11 +606,17 @@ def _accesses(ast: UOp) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(writes), tuple(reads)
 
 
-def _flat(template: Template) -> Iterator[tuple[TemplateKernel, Template]]:
+def _flat(
+    template: Template, known: dict[bytes, Template]
+) -> Iterator[tuple[TemplateKernel, Template]]:
+    """A template's kernels in order, those of the functions it calls in their places."""
     for kernel in template.kernels:
-        if isinstance(kernel, Template):
-            yield from _flat(kernel)
-        else:
+        inner = kernel if isinstance(kernel, Template) else None
+        if isinstance(kernel, TemplateKernel) and not isinstance(kernel.ast.arg, KernelInfo):
+            inner = known.get(kernel.ast.key) if kernel.ast.op is Ops.SINK else None
+        if inner is not None:
+            yield from _flat(inner, known)
+        elif isinstance(kernel, TemplateKernel):
             yield kernel, template
 
 
@@ -720,7 +740,17 @@ def keep_marks(s: Session) -> Undo:
         with following(follow):
             plain(applied_map, name)
 
-    return replace_attribute(tg_tensor, "_apply_map_to_tensors", _apply_map_to_tensors)
+    plain_call = _function.__call__
+
+    @functools.wraps(plain_call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with following(Copying()):  # a @function's inputs become parameters
+            return plain_call(self, *args, **kwargs)
+
+    return _both(
+        replace_attribute(tg_tensor, "_apply_map_to_tensors", _apply_map_to_tensors),
+        replace_attribute(_function, "__call__", __call__),
+    )
 
 
 class Copying(Follow):
@@ -822,6 +852,7 @@ def time_kernels(s: Session) -> Undo:
     compile_kernel = functools.partial(steps.compile_kernel, str(s.spool), s.level)
     return _both(
         replace_attribute(tg_realize, "_compile_kernel", compile_kernel),
+        replace_attribute(tg_codegen, "to_program", steps.watched(tg_codegen.to_program, s.level)),
         replace_attribute(tg_realize, "run_linear", run_linear),
         replace_attribute(tg_tensor, "run_linear", run_linear),
         replace_attribute(tg_jit, "run_linear", run_linear),

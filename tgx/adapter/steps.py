@@ -206,13 +206,12 @@ def compile_kernel(
     """tinygrad's `_compile_kernel`, observed. Runs in a worker process, or in this one."""
     number, (ast, renderer), context = x
     with Context(**context):
+        if _receive is not None:  # this process: the session's own to_program observes
+            return number, tg_codegen.to_program(ast, renderer)
         program, fragment = observed(ast, renderer, level)
-    if _receive is not None:
-        _receive(fragment)
-    else:
-        path = Path(folder) / f"{os.getpid()}.jsonl"
-        with open(path, "a", encoding="utf-8", newline="\n") as out:
-            out.write(codec.dumps(fragment).replace("\n", "\x00") + "\n")
+    path = Path(folder) / f"{os.getpid()}.jsonl"
+    with open(path, "a", encoding="utf-8", newline="\n") as out:
+        out.write(codec.dumps(fragment).replace("\n", "\x00") + "\n")
     return number, program
 
 
@@ -228,6 +227,20 @@ def receiving(receive: Callable[[model.Trace], None]) -> Iterator[None]:
         yield
     finally:
         _receive = before
+
+
+def watched(plain: Callable[[UOp, Any], UOp], level: str) -> Callable[[UOp, Any], UOp]:
+    """`to_program`, which observes what is not in tinygrad's cache of programs."""
+
+    def to_program(ast: UOp, renderer: Any) -> UOp:
+        known = tg_codegen.to_program_key(ast, renderer) in tg_codegen.to_program_cache
+        if known or _receive is None:
+            return plain(ast, renderer)
+        program, fragment = observed(ast, renderer, level, plain)
+        _receive(fragment)
+        return program
+
+    return to_program
 
 
 def observed(
