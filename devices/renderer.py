@@ -164,9 +164,9 @@ def accumulations(uops: list[UOp]) -> set[UOp]:
 
 # ***************************** arithmetic rows *****************************
 
-# op: (bool, unsigned, signed, float). No `contract` flag: LLVM may not fuse a*b+c into one rounding,
-# so that a value that two kernels compute, each for itself, has the same bits in both. The gradient
-# of max() depends on that: it looks for the elements that are equal to the maximum.
+# op: (bool, unsigned, signed, float). Without a `contract` flag LLVM may not fuse a*b+c into one
+# rounding: a value that two kernels compute, each for itself, then has the same bits in both. The
+# gradient of max() depends on it: it looks for the elements that are equal to the maximum.
 ARITHMETIC: dict[Ops, tuple[str | None, str | None, str | None, str | None]] = {
     Ops.ADD:   ("or",       "add",      "add",      "fadd"),
     Ops.SUB:   ("xor",      "sub",      "sub",      "fsub"),
