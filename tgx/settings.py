@@ -94,6 +94,23 @@ def is_set(name: str) -> bool:
     return name in os.environ
 
 
+class set_to:
+    """`with set_to("TGX_FAST", "0"):` gives a variable a value for the length of a block."""
+
+    def __init__(self, name: str, value: str) -> None:
+        self.name, self.value = name, value
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get(self.name)
+        os.environ[self.name] = self.value
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is None:
+            del os.environ[self.name]
+        else:
+            os.environ[self.name] = self.before
+
+
 def child_environment(
     changes: Mapping[str, str | None], python_path: str = ""
 ) -> dict[str, str]:

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import linecache
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from tinygrad.engine.realize import run_linear
 from tinygrad.helpers import Context
 from tinygrad.uop.ops import KernelInfo, Ops, ParamArg, UOp
 
+from tgx import settings
 from tgx.adapter import reference
 from tgx.adapter.extract import rebuild
 from tgx.adapter.provenance import Follow, following
@@ -79,7 +79,7 @@ def bisect_ast(ast: UOp, device: str, say: Say = lambda line: None) -> Verdict:
         return Verdict("right", tried=trial.count)
     say(f"wrong: {wrong}")
     path = trial.path
-    with _environment("TGX_FAST", "0"):
+    with settings.set_to("TGX_FAST", "0"):
         slow_is_right = device.startswith("TGX") and not trial.wrong()
     if slow_is_right:
         return Verdict(
@@ -185,19 +185,6 @@ def _path(program: UOp) -> str:
     return record.path if record else ""
 
 
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-
 def _short(path: str) -> str:
     return "tinygrad/" + path.replace(os.sep, "/").rpartition("tinygrad/")[2]
 
@@ -252,7 +239,7 @@ def _wrong_row(trial: Trial) -> Verdict | None:
         if dtype in dtypes.weaks or source in dtypes.weaks:
             continue
         try:
-            with _environment("TGX_FAST", "0"):
+            with settings.set_to("TGX_FAST", "0"):
                 alone = Trial(_alone(op, dtype, source), trial.device)
                 wrong = alone.wrong(opts=())
         except (TrialFailed, reference.NoReference, RuntimeError, AssertionError):
