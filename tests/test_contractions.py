@@ -438,3 +438,69 @@ def test_other_vector_widths_compile(root: Path) -> None:
         [sys.executable, "-c", script, str(root)], timeout=280, capture_output=True, text=True
     )
     assert run.returncode == 0, f"{run.stdout[-300:]}\n{run.stderr[-2000:]}"
+
+
+# ---------- both paths ----------
+
+
+def random_contraction(seed: int) -> tuple[float, Callable[[], Tensor]]:
+    """A tolerance, and a convolution, one of its gradients, or a matmul; random shape and type."""
+    pick = np.random.default_rng(seed)
+
+    def one(*choices: Any) -> Any:
+        return choices[pick.integers(len(choices))]
+
+    dtype = one(dtypes.float, dtypes.float, dtypes.float, dtypes.half, dtypes.double)
+    if one(True, False):
+        m, k, n = (int(x) for x in pick.integers(1, 70, 3))
+        a, b = pick.standard_normal((m, k)), pick.standard_normal((k, n))
+        x, y = Tensor(a, device="TGX").cast(dtype), Tensor(b, device="TGX").cast(dtype)
+        x = x.T.contiguous().realize().T if one(True, False) else x.contiguous().realize()
+        y = y.T.contiguous().realize().T if one(True, False) else y.contiguous().realize()
+        return half_wide(dtype), (lambda: (x.relu() @ y) if seed % 2 else (x @ y))
+    groups, k = one(1, 1, 2, 4), one(1, 2, 3, 5)
+    how = {"stride": one(1, 1, 2, 3), "padding": one(0, 1, 2), "dilation": one(1, 1, 2)}
+    cin, cout = groups * one(1, 3), groups * one(1, 2, 5)
+    h, w = (int(v) for v in pick.integers((k - 1) * how["dilation"] + 1, 20, 2))
+    x = Tensor(pick.standard_normal((one(1, 2), cin, h, w)), device="TGX").cast(dtype).contiguous()
+    f = Tensor(pick.standard_normal((cout, cin // groups, k, k)), device="TGX").cast(dtype)
+    x, f, which = x.realize(), f.contiguous().realize(), one("y", "x", "w")
+
+    def work() -> Tensor:
+        y = x.conv2d(f, groups=groups, **how)
+        if which == "y":
+            return y
+        dy = Tensor(np.arange(y.numel()).reshape(y.shape) % 7 - 3.0, device="TGX")
+        dy = dy.cast(dtype).contiguous().realize()
+        return y.gradient(x if which == "x" else f, gradient=dy)[0]
+
+    return half_wide(dtype), work
+
+
+def half_wide(dtype: DType) -> float:
+    """How far two orders of one sum may be apart: the ordinary path rounds halves at every step."""
+    return {dtypes.half: 2e-2, dtypes.float: 2e-5, dtypes.double: 1e-12}[dtype]
+
+
+def both_paths_agree(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tolerance, work = random_contraction(seed)
+    with Context(PARALLEL=0):
+        fast, records = paths(lambda: work().realize().cast(dtypes.double).numpy())
+        monkeypatch.setenv("TGX_FAST", "0")
+        slow, ordinary = paths(lambda: work().realize().cast(dtypes.double).numpy())
+        monkeypatch.delenv("TGX_FAST")
+    assert any(r.path == "tile" for r in records), [str(r) for r in records]
+    assert not [r for r in records if "failed" in r.reason], [str(r) for r in records]
+    assert all(r.path == "loops" for r in ordinary)
+    np.testing.assert_allclose(fast, slow, rtol=0, atol=tolerance * max(1.0, np.abs(slow).max()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_paths_agree(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_paths_agree(seed, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 200))
+def test_both_paths_agree_on_many(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_paths_agree(seed, monkeypatch)
