@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygrad.helpers import diskcache_get, diskcache_put
+from tinygrad.helpers import CACHELEVEL, diskcache_get, diskcache_put
 from tinygrad.uop.ops import UOp
 
 from tgx import codec, model
@@ -105,6 +105,8 @@ def _remembered(key: dict[str, Any]) -> model.Trace | None:
 
 
 def _remember(key: dict[str, Any], fragment: model.Trace) -> None:
+    if CACHELEVEL < 1:
+        return
     try:
         diskcache_put(CACHE, key, zlib.compress(codec.dumps(fragment).encode(), 1))
     except Exception:  # a full disk, a read-only home
@@ -125,7 +127,7 @@ def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model
         return None
 
 
-MOST_PANES = 8
+MOST_PANES = 4
 
 
 def _slowest(recorder: Recorder, session: Session) -> set[int]:

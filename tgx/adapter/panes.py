@@ -40,10 +40,11 @@ def _compiler(device: str) -> Any:
 
 
 def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model.Code]:
-    if hasattr(compiler, "optimized_ir"):  # TGX: its compiler shows every level itself
+    if hasattr(compiler, "optimized"):  # TGX: its compiler shows every level itself
+        module, machine = compiler.optimized(source)
         return [
-            model.Code("ir_opt", compiler.optimized_ir(source), "llvm"),
-            model.Code("asm", compiler.assembly(source), "asm"),
+            model.Code("ir_opt", str(module), "llvm"),
+            model.Code("asm", str(machine.emit_assembly(module)), "asm"),
         ]
     if source.lstrip().startswith((".version", "//")) and ".visible" in source:
         return [model.Code("ptx", source, "ptx")]
