@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.uop.ops import KernelInfo, Ops, ParamArg, PatternMatcher, UOp
 
 import tgx
+from tgx import codec
 from tgx.adapter import bisect, extract, reference
 from tgx.errors import BadInput
 from tgx.model import Code, Trace
@@ -298,3 +300,29 @@ def test_a_gradient_rule() -> None:
 def test_every_gradient_that_can_be_tried_is_right() -> None:
     for op in ("MUL", "MAX", "EXP2", "REDUCE MAX", "PAD", "WHERE"):
         assert bisect.wrong_gradient([op], Device.DEFAULT) is None, op
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tgx", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)},
+    )
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    """tgx extract and tgx bisect on a trace of the repository."""
+    recorded = codec.read(ROOT / "traces" / "mlp")
+    k = next(k for k in recorded.kernels if "layer3" in k.name and k.phase == "forward")
+    words = (str(ROOT / "traces" / "mlp"), "--kernel", str(k.id))
+    done = command(tmp_path, "extract", *words, "-o", "one.py")
+    assert done.returncode == 0, done.stderr
+    assert "mlp_step.py" in (tmp_path / "one.py").read_text().splitlines()[0]
+    done = command(tmp_path, "bisect", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "right"
+    done = command(tmp_path, "extract", words[0], "--kernel", "99999")
+    assert done.returncode == 2 and "this trace has kernels" in done.stderr
