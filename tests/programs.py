@@ -586,6 +586,27 @@ def run_numpy(program: Program) -> list[np.ndarray]:
     return [values[i].data for i in program.outputs]
 
 
+def wraps_under_max(program: Program) -> bool:
+    """Whether an integer product wraps and a maximum or minimum is taken of it.
+
+    tinygrad moves a factor out of max(): max(3 x) becomes 3 max(x), on every device. That is true
+    of numbers, and not of integers modulo 2**16.
+    """
+    values, wrapped = evaluate(program), set()
+    for place, step in enumerate(program.steps, len(program.inputs)):
+        result = values[place]
+        if wrapped.intersection(step.reads):
+            wrapped.add(place)
+            if step.op.startswith(("max", "min", "arg")):
+                return True
+        elif step.op in ("mul", "mul_int", "shl") and not is_float(result.dtype):
+            exact = OPS[step.op].numpy(*(values[i].data.astype(object) for i in step.reads),
+                                       *step.args)
+            if (np.asarray(exact) != result.data.astype(object)).any():
+                wrapped.add(place)
+    return False
+
+
 def noisy_runs(program: Program) -> int:
     values = evaluate(program)
     return max((FORMATS[v.dtype].draws for v in values if is_float(v.dtype)), default=0)
