@@ -63,7 +63,21 @@ NEEDS = {
     "tinygrad.mixin.gradient": {"all_metadata": ""},
     "tinygrad.nn.state": {"TensorIO": "", "accept_filename": "func", "zip_extract": "t"},
     "tinygrad.runtime.ops_cpu": {"CPUDevice.__init__": "self device"},
-    "tinygrad.schedule": {"pm_schedule": ""},
+    "tinygrad.codegen": {
+        "apply_opts": "ast ren beam",
+        "do_to_program": "",
+        "full_rewrite_to_sink": "",
+        "to_program": "ast renderer",
+        "to_program_cache": "",
+        "to_program_key": "ast renderer",
+    },
+    "tinygrad.function": {"_function.__call__": "self args kwargs"},
+    "tinygrad.schedule": {
+        "create_schedule": "sched_sink",
+        "lower_sink_to_linear": "function",
+        "pm_schedule": "",
+        "schedule_cache": "",
+    },
     "tinygrad.schedule.indexing": {"IndexingContext": ""},
     "tinygrad.schedule.rangeify": {
         "pm_remove_bufferize": "",
