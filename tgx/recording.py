@@ -66,7 +66,6 @@ class trace:
     ) -> None:
         assert self._session is not None
         stop(self._session, error)
-        self._trace = self._session.trace()
 
     @property
     def trace(self) -> Trace:
@@ -75,8 +74,11 @@ class trace:
             return self._trace
         if self._session is None:
             raise TgxError("nothing has been recorded", "a with block: with tgx.trace() as t:")
-        self._session._flush_runs()
-        return self._session.trace()
+        if self._session.running:
+            self._session._flush_runs()
+            return self._session.trace()
+        self._trace = self._session.trace()  # read once, when first looked at
+        return self._trace
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

@@ -127,7 +127,7 @@ def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model
         return None
 
 
-MOST_PANES = 4
+MOST_PANES = 2
 
 
 def _slowest(recorder: Recorder, session: Session) -> set[int]:
