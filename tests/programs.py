@@ -779,7 +779,7 @@ def run_tinygrad(program: Program, device: str | None = None, jit: bool = False,
 
     def call(*args: Any) -> list[Any]:
         # a bare view of an input would, in a TinyJit, stay a view of the captured call's input
-        results = [r.contiguous() for r in space["program"](*args)]
+        results = [r.clone() for r in space["program"](*args)]
         Tensor.realize(*results)
         return results
 
