@@ -328,18 +328,20 @@ class GradientMarks:
         return found if marks is None else (*(found or ()), Metadata(marks))
 
     def __setitem__(self, node: Any, value: tuple[Any, ...]) -> None:
-        ours = [v for v in value if isinstance(v, Metadata)]
-        self.real[node] = tuple(v for v in value if not isinstance(v, Metadata))
-        if MARK in node.__dict__:
+        # value is what `get` gave for this node, and after it what it gave for the forward node:
+        # tinygrad's entries pile up over a backward pass, so they are cut out, not looked through
+        marked = MARK in node.__dict__
+        before = self.real.get(node, ())
+        new = value[len(before) + marked :]
+        ours = new[-1] if new and isinstance(new[-1], Metadata) else None
+        self.real[node] = (*before, *(new if ours is None else new[:-1]))
+        if marked or ours is None or not ours.backward:
             return
         frame = sys._getframe(1)
         if self.asked is None or self.asked[0] is not frame:
             self.asked = frame, self.marker.origins.here(2)
-        for v in ours:
-            if v.backward:
-                origins = self.marker.origins
-                node.__dict__[MARK] = tuple(origins.gradient(m, self.asked[1]) for m in v.marks)
-                return
+        origins = self.marker.origins
+        node.__dict__[MARK] = tuple(origins.gradient(m, self.asked[1]) for m in ours.marks)
 
 
 class Marker:
