@@ -27,10 +27,12 @@ NEEDS = {
     "tinygrad": {"Tensor": "", "Device": "", "TinyJit": ""},
     "tinygrad.codegen": {
         "apply_opts": "ast ren beam",
+        "do_to_program": "",
         "full_rewrite_to_sink": "ast ren optimize",
         "to_program": "ast renderer",
         "to_program_cache": "",
         "to_program_config": "",
+        "to_program_key": "ast renderer",
     },
     "tinygrad.codegen.late.linearizer": {"linearize": "sink"},
     "tinygrad.codegen.opt.heuristic": {"hand_coded_optimizations": "k"},
@@ -63,14 +65,6 @@ NEEDS = {
     "tinygrad.mixin.gradient": {"all_metadata": ""},
     "tinygrad.nn.state": {"TensorIO": "", "accept_filename": "func", "zip_extract": "t"},
     "tinygrad.runtime.ops_cpu": {"CPUDevice.__init__": "self device"},
-    "tinygrad.codegen": {
-        "apply_opts": "ast ren beam",
-        "do_to_program": "",
-        "full_rewrite_to_sink": "",
-        "to_program": "ast renderer",
-        "to_program_cache": "",
-        "to_program_key": "ast renderer",
-    },
     "tinygrad.function": {"_function.__call__": "self args kwargs"},
     "tinygrad.schedule": {
         "create_schedule": "sched_sink",
