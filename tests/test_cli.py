@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from conftest import Run
 
 from tgx import __version__, cli, errors
+from tgx.commands import common
 
 SHOW = """
 import os, sys
@@ -213,12 +215,14 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_error_is_printed_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(options: cli.Options) -> int:
-        raise errors.BadInput("a.txt is empty", "a trace", "tgx trace SCRIPT")
+    class Fail:
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+            pass
 
-    monkeypatch.setitem(
-        cli.COMMANDS, "fail", cli.Command("fail", "tgx fail", lambda parser: None, fail)
-    )
+        def run(self, options: common.Options) -> int:
+            raise errors.BadInput("a.txt is empty", "a trace", "tgx trace SCRIPT")
+
+    monkeypatch.setitem(cli.COMMANDS, "fail", cli.Command("fail", "tgx fail", Fail()))
     assert cli.main(["fail"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "tgx fail: a.txt is empty",
@@ -267,5 +271,5 @@ def test_a_table_on_a_terminal_is_drawn_by_rich(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli.print_table(("a", "b"), [("1", "[bold]not markup[/bold]")])
+    common.print_table(("a", "b"), [("1", "[bold]not markup[/bold]")])
     assert "[bold]not markup[/bold]" in capsys.readouterr().out

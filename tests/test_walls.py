@@ -35,7 +35,7 @@ def room(ours: str = "", others: str = "") -> Room:
 
 
 ALL = (
-    "adapter bench cli codec devices hardware kernels model passes recording settings views "
+    "adapter bench codec devices hardware kernels model passes recording settings views "
     "__version__ TgxError"
 )
 
@@ -57,7 +57,8 @@ WALLS = {
     "tgx/__init__.py": room("adapter"),
     "tgx/recording.py": room("adapter codec model settings views"),
     "tgx/__main__.py": room("cli"),
-    "tgx/cli.py": room(ALL, "rich"),
+    "tgx/cli.py": room("commands settings __version__"),
+    "tgx/commands/": room(ALL, "rich"),
     "devices/": room("settings kernels adapter __version__", "tinygrad llvmlite numpy"),
     "kernels/": room("settings devices __version__", "tinygrad llvmlite numpy"),
     "examples/": room("TgxError backward trace __version__", "tinygrad numpy tqdm rich"),

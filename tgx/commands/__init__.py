@@ -1,0 +1,1 @@
+"""The commands of `tgx`, a file each; `tgx.cli` has their table."""

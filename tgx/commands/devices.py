@@ -1,0 +1,88 @@
+"""`tgx devices`: what devices there are here, and profiles of boards that are elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from tgx import settings
+from tgx.commands.common import Options, add_json, print_json, print_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("show", "measure"),
+        help="show: a board's profile, or the list of them; measure: fill one on this machine",
+    )
+    parser.add_argument("name", nargs="?", default="", help="a profile's name, or its beginning")
+    parser.add_argument("--toml", action="store_true", help="print the profile's file")
+    add_json(parser)
+
+
+def run(options: Options) -> int:
+    if options.action:
+        return show_profile(options) if options.action == "show" else measure_profile(options)
+    from tgx.adapter.devices import device_states
+
+    states = list(device_states())
+    if options.json:
+        print_json([asdict(state) for state in states])
+    else:
+        rows = [
+            ("*" if state.default else "", state.name, "yes" if state.works else "no", state.detail)
+            for state in states
+        ]
+        print_table(("", "device", "works here", ""), rows)
+        print("\n* is the default. Choose another with DEVICE=NAME.")
+    return 0 if any(state.works for state in states) else 1
+
+
+def show_profile(options: Options) -> int:
+    from tgx.hardware import profiles
+
+    if not options.name:
+        found = list(profiles.load().values())
+        if options.json:
+            print_json([profiles.to_json(profile) for profile in found])
+        else:
+            print_table(("profile", "name", "arch", "SMs", "memory", "modes"),
+                        profiles.list_rows(found))
+        return 0
+    profile = profiles.find(options.name)
+    if options.toml:
+        print(profiles.to_toml(profile), end="")
+    elif options.json:
+        print_json(profiles.to_json(profile))
+    else:
+        print(f"{profile.name} ({profile.id})")
+        print("".join(f"  {note}\n" for note in profile.notes))
+        print_table(("fact", "value", "sure", "source"), profiles.fact_rows(profile))
+        print("\n" + "\n".join(f"{key}: {text}" for key, text in profile.sources.items()))
+    return 0
+
+
+def measure_profile(options: Options) -> int:
+    """Without a name: this CPU. The file goes where the user's own profiles are."""
+    settings.choose_device("TGX")
+    from tgx.adapter.measure import measure
+    from tgx.hardware import profiles
+    from tgx.hardware.measure import busy
+
+    known = profiles.find(options.name) if options.name else None
+    profile, timings = measure(known, say=lambda line: print(line, file=sys.stderr, flush=True))
+    path = profiles.user_folder() / f"{profile.id}.toml"
+    if options.toml:
+        print(profiles.to_toml(profile), end="")
+    elif options.json:
+        print_json(profiles.to_json(profile))
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(profiles.to_toml(profile), encoding="utf-8")
+        print(f"written to {path}; tgx devices show {profile.id}")
+    if disturbed := busy(timings):
+        print(f"note: something else used this machine during {', '.join(disturbed)}: measure "
+              "again when it is quiet", file=sys.stderr)
+    return 0
