@@ -1,34 +1,49 @@
 """The guide's data sets, as NumPy arrays: one small loader that every example shares.
 
-    python examples/guide_data.py            # what is here, and one digit drawn in the terminal
-    python examples/guide_data.py --data DIR # the same for idx files of your own
+    python examples/guide_data.py                 # MNIST: what is here, one digit in the terminal
+    python examples/guide_data.py cifar10         # downloads it to the cache (once), shows it
+    python examples/guide_data.py --data DIR      # the same for files of your own
 
-MNIST comes as four *idx* files, a format that fits in three lines:
+MNIST and Iris come with tgx. Fashion-MNIST and CIFAR-10 are downloaded when they are first asked
+for, into a cache; a download that broke off goes on where it stopped. MNIST and Fashion-MNIST are
+four *idx* files, a format that fits in three lines:
 
     bytes 0-3    0, 0, the element type (8 = unsigned byte), the number of dimensions n
     then         n sizes, each a big-endian 32-bit integer
     then         the elements, last dimension fastest
 
+CIFAR-10 is six files of records, each one label and 3 x 32 x 32 bytes (red, green, blue), or six
+Python pickles of the same. Iris is a table of 150 lines.
+
 Nothing here trusts a file: a header is checked before its sizes are used, unpacking stops at
-`LIMIT`, the copy that came with tgx must match its SHA-256, and every complaint says what was
-found, what was expected and what to do.
+`LIMIT`, what came with tgx or from the network must match its SHA-256, a pickle is read without
+running what it says, and every complaint says what was found, what was expected and what to do.
 """
 
 import argparse
+import csv
 import hashlib
+import http.client
+import io
 import lzma
+import os
+import pickle
 import struct
 import sys
+import tarfile
+import urllib.error
+import urllib.request
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent / "data"
-LIMIT = 256 * 2**20  # bytes one file may unpack to; MNIST's largest is 47 million
+LIMIT = 256 * 2**20  # bytes one file may unpack to; CIFAR-10's archive is 184 million
 
-# file name, SHA-256 of the unpacked file, sizes after the first (which counts the samples)
+# field: file name, sizes after the first (which counts the samples), SHA-256 of the unpacked file
 MNIST_FILES = {
     "train_images": ("train-images-idx3-ubyte", (28, 28),
                      "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
@@ -39,6 +54,13 @@ MNIST_FILES = {
     "test_labels": ("t10k-labels-idx1-ubyte", (),
                     "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 }
+IRIS_SHA256 = "9cc1c345c71bcc9b486b74cbf6063fa66f4bb5e0f603a4b3c3471ec2e5e8e355"
+
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker",
+                   "bag", "ankle boot")
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                 "truck")
+IRIS_CLASSES = ("setosa", "versicolor", "virginica")
 
 
 class DataError(Exception):
@@ -46,22 +68,91 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True)
-class Digits:
-    """Images are uint8 [samples, 28, 28], 0 = background; labels are uint8 [samples], 0-9."""
+class Images:
+    """Pictures are uint8 [samples, 28, 28] or [samples, 3, 32, 32]; labels are uint8 [samples]."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    classes: tuple[str, ...] = tuple("0123456789")
 
 
-def mnist(folder: str | Path | None = None) -> Digits:
+@dataclass(frozen=True)
+class Table:
+    """One row a sample, one column a feature, float32; labels are uint8 [samples]."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+# ---- the four data sets --------------------------------------------------------------------------
+
+def mnist(folder: str | Path | None = None) -> Images:
     """MNIST as it came with tgx, or the four idx files in `folder` (plain, .gz or .xz)."""
+    paths = {field: find(name, HERE / "mnist" if folder is None else Path(folder))
+             for field, (name, _, _) in MNIST_FILES.items()}
+    return idx_images(paths, Images.classes, check=folder is None)
+
+
+def fashion_mnist(folder: str | Path | None = None) -> Images:
+    """Zalando's clothes, made to replace MNIST: same files, same sizes, harder."""
+    paths = {field: find(name, Path(folder)) if folder else fetch(FASHION[field], "fashion-mnist")
+             for field, (name, _, _) in MNIST_FILES.items()}
+    return idx_images(paths, FASHION_CLASSES)
+
+
+def cifar10(folder: str | Path | None = None) -> Images:
+    """CIFAR-10, downloaded; or from `folder`: the official archive, or what was in it, in the
+    binary or the Python format."""
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    files = cifar_files(names, Path(folder) if folder else fetch(CIFAR10, "cifar10").parent)
+    batches = [cifar_pickle(raw, source) if source.suffix != ".bin" else cifar_records(raw, source)
+               for source, raw in files]
+    images, labels = (list(parts) for parts in zip(*batches, strict=True))
+    return Images(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5],
+                  CIFAR_CLASSES)
+
+
+def iris(folder: str | Path | None = None) -> Table:
+    """Fisher's irises (1936), as R has them; UCI's copy has errors in its lines 35 and 38."""
+    path = (HERE / "iris" if folder is None else Path(folder)) / "iris.csv"
+    raw = unpack(path)
+    if folder is None and hashlib.sha256(raw).hexdigest() != IRIS_SHA256:
+        raise DataError(f"{path} is damaged (SHA-256 differs).\n"
+                        "Get the file again: git checkout examples/data/iris")
+    try:
+        columns, *rows = csv.reader(io.StringIO(raw.decode()))
+        return Table(np.array([row[:4] for row in rows], np.float32),
+                     np.array([IRIS_CLASSES.index(row[4]) for row in rows], np.uint8),
+                     tuple(columns[:4]), IRIS_CLASSES)
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a table of four numbers and a species a line "
+                        f"({error}).") from None
+
+
+SETS: dict[str, Callable[..., Images | Table]] = {
+    "mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10, "iris": iris}
+
+
+def load(name: str, folder: str | Path | None = None) -> Images | Table:
+    """A data set by its name."""
+    if name not in SETS:
+        raise DataError(f"no data set {name}; there are {', '.join(SETS)}.")
+    return SETS[name](folder)
+
+
+# ---- idx files: MNIST and Fashion-MNIST ----------------------------------------------------------
+
+def idx_images(paths: Mapping[str, Path], classes: tuple[str, ...], check: bool = False) -> Images:
+    """The four files as arrays; `check` compares them with MNIST's."""
     arrays = {}
     for field, (name, sizes, sha256) in MNIST_FILES.items():
-        path = find(name, HERE / "mnist" if folder is None else Path(folder))
+        path = paths[field]
         raw = unpack(path)
-        if folder is None and hashlib.sha256(raw).hexdigest() != sha256:
+        if check and hashlib.sha256(raw).hexdigest() != sha256:
             raise DataError(f"{path} is damaged: its content is not MNIST's {name} (SHA-256 "
                             "differs).\nGet the file again: git checkout examples/data/mnist")
         arrays[field] = parse_idx(raw, path, sizes)
@@ -72,7 +163,7 @@ def mnist(folder: str | Path | None = None) -> Digits:
                             "Images and labels must come from the same data set.")
         if labels.max() > 9:
             raise DataError(f"{split}: a label is {labels.max()}; expected classes 0 to 9.")
-    return Digits(**arrays)
+    return Images(**arrays, classes=classes)
 
 
 def find(name: str, folder: Path) -> Path:
@@ -137,6 +228,191 @@ def parse_idx(raw: bytes, path: Path, sizes: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
+# ---- CIFAR-10 ----------------------------------------------------------------------------------
+
+def cifar_files(names: list[str], folder: Path) -> list[tuple[Path, bytes]]:
+    """Each batch's content and where it was: NAME.bin or NAME, in the folder, the archive's own
+    folder within it, or the archive."""
+    for home in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
+        for suffix in (".bin", ""):
+            paths = [home / (name + suffix) for name in names]
+            if any(path.is_file() for path in paths):
+                return [(path, unpack(path)) for path in paths]  # which complains of a missing one
+    for archive in (folder / "cifar-10-binary.tar.gz", folder / "cifar-10-python.tar.gz"):
+        if archive.is_file():
+            found = untar(archive, {name + suffix for name in names for suffix in (".bin", "")})
+            if missing := [name for name in names if not found.keys() & {name, name + ".bin"}]:
+                raise DataError(f"{archive} has no {missing[0]}.\nDownload it again.")
+            return [next((archive / n, found[n]) for n in (name + ".bin", name) if n in found)
+                    for name in names]
+    raise DataError(f"no data_batch_1.bin or data_batch_1 in {folder}.\nGive the folder that holds "
+                    "CIFAR-10's six batches or its archive, in the binary or the Python format.")
+
+
+def untar(archive: Path, names: set[str]) -> dict[str, bytes]:
+    """The files of those names in an archive, whatever folder they are in; nothing is written."""
+    found: dict[str, bytes] = {}
+    total = 0
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                total += member.size  # skipping a file unpacks it, too
+                if total > LIMIT:
+                    raise DataError(f"{archive} unpacks to more than the {LIMIT:,} bytes expected.")
+                name = member.name.rpartition("/")[2]
+                if name in names and (file := tar.extractfile(member)):
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{archive} is damaged or not a .tar.gz ({error}).\n"
+                        "Download or copy the file again.") from None
+    return found
+
+
+def cifar_records(raw: bytes, source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The binary format: records of one label and 3,072 colours, all red ones first."""
+    if not raw or len(raw) % 3073:
+        raise DataError(f"{source} is {len(raw):,} bytes; expected records of 3,073.\n"
+                        "The file is cut off or was changed; get it again.")
+    records = np.frombuffer(raw, np.uint8).reshape(-1, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32), cifar_labels(records[:, 0], source)
+
+
+def cifar_labels(labels: np.ndarray, source: Path) -> np.ndarray:
+    if labels.max() > 9:
+        raise DataError(f"{source}: a label is {labels.max()}; expected classes 0 to 9.")
+    return labels
+
+
+class _Inert:
+    """Stands for whatever class a pickle names: it keeps what it is given, and does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        self.args, self.state = args, None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    """A pickle may name any function to be called; this one calls none of them."""
+
+    def find_class(self, module: str, name: str) -> type:
+        return _Inert
+
+
+def cifar_pickle(raw: bytes, source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The Python format: a dictionary with b"data", an array [samples, 3072], and b"labels"."""
+    try:
+        batch = _SafeUnpickler(io.BytesIO(raw), encoding="bytes").load()
+        data = batch.get(b"data", batch.get("data"))
+        labels = batch.get(b"labels", batch.get("labels"))
+        # what NumPy pickles of an array: version, shape, dtype, is it in Fortran's order, bytes
+        _, shape, _, fortran, content = data.state
+        if isinstance(content, _Inert):  # Python 3 writing for Python 2: encode(text, "latin1")
+            content = content.args[0].encode("latin-1")
+        pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+        images = np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32)
+        numbers = np.array(labels, np.uint8)
+    except Exception as error:  # a pickle can be broken in every way there is
+        raise DataError(f"{source} is not a batch of CIFAR-10 in the Python format "
+                        f"({type(error).__name__}: {error}).\nGet the file again.") from None
+    if not len(images) == numbers.size > 0:
+        raise DataError(f"{source}: {len(images)} images but {numbers.size} labels.")
+    return images, cifar_labels(numbers, source)
+
+
+# ---- downloads -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on the network, and how it is recognised. Sizes and sums: tensorflow_datasets'
+    url_checksums."""
+
+    url: str
+    size: int
+    sha256: str
+
+
+FASHION = {field: Remote("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+                         f"{MNIST_FILES[field][0]}.gz", size, sha256)
+           for field, size, sha256 in (
+    ("train_images", 26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+    ("train_labels", 29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+    ("test_images", 4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+    ("test_labels", 5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"))}
+CIFAR10 = Remote("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", 170052171,
+                 "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")
+
+
+def cache() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgx" / "datasets"
+
+
+def fetch(remote: Remote, folder: str) -> Path:
+    """The file in the cache's `folder`; downloaded if it is not there yet."""
+    path = cache() / folder / remote.url.rpartition("/")[2]
+    by_hand = f"Or put it there by hand: download {remote.url}\nand save it as {path}"
+    if path.is_file():
+        if problem := unlike(path, remote):
+            raise DataError(f"{path} is not the file it should be: {problem}.\n"
+                            f"Delete it, and it is downloaded again. {by_hand}")
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(remote, part)
+    except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        done = part.stat().st_size if part.is_file() else 0
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"cannot download {remote.url} ({reason}); {done:,} of {remote.size:,} "
+                        f"bytes are here.\nRun this again to go on from there. {by_hand}") from None
+    if problem := unlike(part, remote):
+        part.unlink()
+        raise DataError(f"what came from {remote.url} is not the file it should be: {problem}.\n"
+                        f"It was deleted. {by_hand}")
+    part.replace(path)
+    return path
+
+
+def unlike(path: Path, remote: Remote) -> str:
+    """What is wrong with a file that should be `remote`; "" if nothing."""
+    if (size := path.stat().st_size) != remote.size:
+        return f"{size:,} bytes, not {remote.size:,}"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if found == remote.sha256 else f"SHA-256 {found}, not {remote.sha256}"
+
+
+def download(remote: Remote, part: Path) -> None:
+    """Append to `part` until it has all the bytes; from the start, if the server cannot go on."""
+    from guide_report import progress_bar
+    from rich.console import Console
+
+    done = part.stat().st_size if part.is_file() else 0
+    if done >= remote.size:
+        return
+    request = urllib.request.Request(remote.url)
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    with urllib.request.urlopen(request, timeout=30) as answer, \
+            progress_bar(Console(stderr=True)) as bar:
+        if answer.status != 206:  # 206 = partial content: the server goes on from there
+            done = 0
+        task = bar.add_task("downloading", total=remote.size, completed=done,
+                            now=remote.url.rpartition("/")[2])
+        with part.open("ab" if done else "wb") as file:
+            while done < remote.size:
+                piece = answer.read(min(2**18, remote.size - done))
+                if not piece:
+                    raise ConnectionError("the connection broke off")
+                file.write(piece)
+                done += len(piece)
+                bar.update(task, completed=done)
+
+
+# ---- to look at ----------------------------------------------------------------------------------
+
 def draw(image: np.ndarray) -> str:
     """A digit as text, two characters a pixel, so that it keeps its proportions."""
     return "\n".join("".join(" .:*#"[int(pixel) // 52] * 2 for pixel in row) for row in image)
@@ -144,16 +420,24 @@ def draw(image: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="show what the data files hold")
-    parser.add_argument("--data", metavar="DIR", help="idx files, plain, gz or xz (default: ours)")
+    parser.add_argument("name", nargs="?", default="mnist", help=f"one of {', '.join(SETS)}")
+    parser.add_argument("--data", metavar="DIR", help="files of your own (default: ours)")
+    args = parser.parse_args()
     try:
-        digits = mnist(parser.parse_args().data)
+        data = load(args.name, args.data)
     except DataError as error:
         sys.exit(f"error: {error}")
-    for field in MNIST_FILES:
-        array = getattr(digits, field)
-        print(f"{field:13} {' x '.join(map(str, array.shape)):16} {array.dtype}")
-    print(f"the first training image, labelled {digits.train_labels[0]}:")
-    print(draw(digits.train_images[0]))
+    for field, array in vars(data).items():
+        if isinstance(array, np.ndarray):
+            print(f"{field:13} {' x '.join(map(str, array.shape)):16} {array.dtype}")
+    if isinstance(data, Table):
+        print(f"the first row, {data.classes[data.labels[0]]}:")
+        print(", ".join(f"{name} {value:g}" for name, value
+                        in zip(data.columns, data.features[0], strict=True)))
+        return
+    image = data.train_images[0]
+    print(f"the first training image, labelled {data.classes[data.train_labels[0]]}:")
+    print(draw(image if image.ndim == 2 else image.mean(0)))
 
 
 if __name__ == "__main__":

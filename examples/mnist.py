@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from guide_data import DataError, Digits, mnist
+from guide_data import DataError, Images, mnist
 from guide_report import Report, Stop, progress_bar
 from tinygrad import Context, Device, Tensor, TinyJit, Variable, nn
 
@@ -110,7 +110,7 @@ class Trainer:
     waits for a result once in EVERY steps only.
     """
 
-    def __init__(self, model, digits: Digits, batch: int, lr: float, epochs: int, seed: int):
+    def __init__(self, model, digits: Images, batch: int, lr: float, epochs: int, seed: int):
         self.images, self.labels = digits.train_images, digits.train_labels
         self.samples = len(self.images)
         self.batch = min(batch, self.samples)
@@ -152,7 +152,7 @@ class Trainer:
 
 # ---- evaluation --------------------------------------------------------------------------------
 
-def evaluator(model, digits: Digits):
+def evaluator(model, digits: Images):
     """A function that returns mean loss and accuracy on the test set, for the weights of now.
 
     The set is cut into equal pieces, for one compiled shape; the last is filled up with blank

@@ -30,7 +30,7 @@ TRAIN, TEST = 320, 120  # samples of the small data set that most tests train on
 
 
 @pytest.fixture(scope="module")
-def digits() -> guide_data.Digits:
+def digits() -> guide_data.Images:
     return guide_data.mnist()
 
 
