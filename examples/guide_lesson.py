@@ -5,10 +5,13 @@ tells the story. Here is what tells it: `Lesson` prints, `Chart` draws, by hand,
 """
 
 import argparse
+import base64
 import contextlib
 import itertools
 import math
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -152,6 +155,21 @@ class Picture:
 def words(x: float, y: float, text: str, css: str = "", anchor: str = "") -> str:
     side = f' text-anchor="{anchor}"' if anchor else ""
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}"{side}>{escape(text)}</text>'
+
+
+def bitmap(x: float, y: float, pixels: np.ndarray, scale: float = 1) -> str:
+    """uint8 [height, width, 3] as a picture in the picture, each pixel `scale` wide."""
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (struct.pack(">I", len(content)) + name + content
+                + struct.pack(">I", zlib.crc32(name + content)))
+
+    high, wide, _ = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)  # 0: this line as it is
+    png = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", wide, high, 8, 2, 0, 0, 0))
+           + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b""))
+    return (f'<image x="{x:g}" y="{y:g}" width="{wide * scale:.1f}" height="{high * scale:.1f}" '
+            'style="image-rendering: pixelated" '
+            f'href="data:image/png;base64,{base64.b64encode(png).decode()}"/>')
 
 
 class Chart:

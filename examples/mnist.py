@@ -13,7 +13,7 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,11 +130,16 @@ class Trainer:
 
         self.step = step
 
+    def augmented(self, images: np.ndarray) -> np.ndarray:
+        """An epoch's images [steps, batch, ...] as they are shown; cifar.py changes them."""
+        return images
+
     def epoch(self, stop: Stop):
         """Runs one; every few steps yields (steps, mean loss, accuracy, seconds a step) of them."""
         before, since, start = np.zeros(2), 0, time.perf_counter()
         order = shuffled(self.rng, self.samples, self.batch)
-        images, labels = Tensor(self.images[order]).realize(), Tensor(self.labels[order]).realize()
+        images = Tensor(self.augmented(self.images[order])).realize()
+        labels = Tensor(self.labels[order]).realize()
         number = Variable("number", 0, max(self.steps - 1, 1))
         self.totals.assign(Tensor.zeros(2)).realize()
         for done in range(1, self.steps + 1):
@@ -161,8 +166,9 @@ def evaluator(model, digits: Images):
     samples = len(digits.test_images)
     pieces = math.ceil(samples / TEST_BATCH)
     missing = pieces * TEST_BATCH - samples
-    images = Tensor(np.pad(digits.test_images, ((0, missing), (0, 0), (0, 0))))
-    images = images.reshape(pieces, TEST_BATCH, 28, 28).realize()
+    shape = digits.test_images.shape[1:]
+    images = Tensor(np.pad(digits.test_images, ((0, missing), *((0, 0) for _ in shape))))
+    images = images.reshape(pieces, TEST_BATCH, *shape).realize()
     labels = np.pad(digits.test_labels.astype(np.int32), (0, missing), constant_values=-1)
     labels = Tensor(labels).reshape(pieces, TEST_BATCH).realize()
     number = Variable("piece", 0, max(pieces - 1, 1))
@@ -211,15 +217,17 @@ def tgx_models():
 
 # ---- the program -------------------------------------------------------------------------------
 
-def arguments() -> argparse.Namespace:
-    def number(kind, above=0):
-        def convert(text: str):
-            if not above < (value := kind(text)) < math.inf:
-                raise argparse.ArgumentTypeError(f"{text} is not a number above {above}")
-            return value
-        convert.__name__ = kind.__name__  # for argparse's message about what is no number at all
-        return convert
+def number(kind, above=0):
+    """For argparse: a number of that kind above a limit."""
+    def convert(text: str):
+        if not above < (value := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number above {above}")
+        return value
+    convert.__name__ = kind.__name__  # for argparse's message about what is no number at all
+    return convert
 
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="train the guide's MLP or CNN on MNIST")
     parser.add_argument("--model", choices=MODELS, default="mlp")
     parser.add_argument("--batchnorm", action="store_true", help="batch normalisation in the CNN")
@@ -238,27 +246,50 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, console, stop: Stop) -> int:
-    """The whole run; returns the exit status."""
-    digits = mnist(args.data)
-    digits = replace(digits, train_images=digits.train_images[:args.limit],
-                     train_labels=digits.train_labels[:args.limit])
+@dataclass(frozen=True)
+class Job:
+    """What a run trains: `name` begins the names of folders nobody named."""
+
+    title: str
+    name: str
+    data: Images
+    model: object
+    trainer: Trainer
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    digits = first(mnist(args.data), args.limit)
     Tensor.manual_seed(args.seed)
     model = build(args.model, **({"batchnorm": True} if args.batchnorm else {}))
     trainer = Trainer(model, digits, args.batch, args.lr, args.epochs, args.seed)
-    evaluate = evaluator(model, digits)
-    report = Report(f"{args.model.upper()} on MNIST, device {Device.DEFAULT}", trainer.steps, {
-        "model": args.model, "batchnorm": args.batchnorm, "device": Device.DEFAULT,
+    return Job(f"{args.model.upper()} on MNIST", f"mnist-{args.model}", digits, model, trainer)
+
+
+def first(data: Images, limit: int | None) -> Images:
+    """Only so many training images; all for None."""
+    return replace(data, train_images=data.train_images[:limit],
+                   train_labels=data.train_labels[:limit])
+
+
+def train(args: argparse.Namespace, prepare, console, stop: Stop) -> int:
+    """The whole run; returns the exit status."""
+    job = prepare(args)
+    model, trainer = job.model, job.trainer
+    evaluate = evaluator(model, job.data)
+    options = {key: value for key, value in vars(args).items()
+               if key not in ("data", "out", "limit", "epochs")}
+    report = Report(f"{job.title}, device {Device.DEFAULT}", trainer.steps, options | {
+        "device": Device.DEFAULT,
         "parameters": sum(t.numel() for t in nn.state.get_parameters(model) if t.is_param),
-        "batch": trainer.batch, "lr": args.lr, "seed": args.seed, "epochs_asked": args.epochs,
-        "train_samples": trainer.samples, "test_samples": len(digits.test_images)})
+        "batch": trainer.batch, "epochs_asked": args.epochs,
+        "train_samples": trainer.samples, "test_samples": len(job.data.test_images)})
 
     def save(folder: Path | None) -> OSError | None:
         weights = {name: t.numpy() for name, t in nn.state.get_state_dict(model).items()}
         return report.save(folder, weights)
 
     def folder() -> Path | None:  # an interrupted run is kept even where nobody asked for it
-        return args.out or (Path(f"mnist-{args.model}-interrupted") if stop.asked else None)
+        return args.out or (Path(f"{job.name}-interrupted") if stop.asked else None)
 
     stopping, home, problem = False, None, None
     with progress_bar(console) as bar:
@@ -280,7 +311,7 @@ def train(args: argparse.Namespace, console, stop: Stop) -> int:
                 break
     console.print(report.table())
     if problem:  # a full disk, say: the training must not be lost
-        spare = Path(tempfile.mkdtemp(prefix="mnist-"))
+        spare = Path(tempfile.mkdtemp(prefix=f"{job.name}-"))
         where = "are lost" if save(spare) else f"are in {spare}"
         sys.exit(f"error: cannot write to {home} ({problem.strerror}); the results {where}")
     if home:
@@ -290,10 +321,10 @@ def train(args: argparse.Namespace, console, stop: Stop) -> int:
     return 130 if stopping else 0
 
 
-def main() -> None:
+def run(args: argparse.Namespace, prepare) -> None:
+    """Train what `prepare` makes of the arguments, and leave the program."""
     from rich.console import Console
 
-    args = arguments()
     try:
         Device[Device.DEFAULT]
     except Exception as error:  # whatever a missing driver or compiler may raise
@@ -306,11 +337,15 @@ def main() -> None:
         sys.exit(f"error: cannot write to {args.out} ({error.strerror}); give another --out")
     try:
         with Stop() as stop:
-            sys.exit(train(args, Console(), stop))
+            sys.exit(train(args, prepare, Console(), stop))
     except DataError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def main() -> None:
+    run(arguments(), prepare)
 
 
 if __name__ == "__main__":
