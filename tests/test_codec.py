@@ -16,7 +16,7 @@ from test_model import small
 
 from tgx import codec
 from tgx.codec import TraceError
-from tgx.model import Environment, GradientStep, Graph, Kernel, Trace, Value
+from tgx.model import Environment, GradientStep, Graph, Kernel, Trace, Value, Walk
 
 pytestmark = pytest.mark.pure
 
@@ -41,14 +41,14 @@ def test_writing_is_stable() -> None:
 
 
 def test_numbers_json_does_not_have() -> None:
-    steps = (
-        GradientStep(
-            0, 0, 0, "LOG2", value=Value(norm=math.inf, low=-math.inf, sample=(math.nan, 1.0))
-        ),
+    value = Value(norm=math.inf, low=-math.inf, sample=(math.nan, 1.0))
+    trace = Trace(
+        graphs=(Graph(0, "lazy", ops=("LOG2",)),),
+        walks=(Walk(0, 0, 0, values=(value,)),),
+        gradients=(GradientStep(0, 0, 0, "LOG2"),),
     )
-    trace = Trace(graphs=(Graph(0, "lazy", ops=("LOG2",)),), gradients=steps)
     text = codec.dumps(trace)
-    back = codec.loads(text).gradients[0].value
+    back = codec.loads(text).walks[0].value(0)
     assert back.norm == math.inf and back.low == -math.inf and math.isnan(back.sample[0])
     for line in text.splitlines():
         json.loads(line, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))

@@ -18,7 +18,9 @@ How the parts hang together::
     Rule, Pass, Step     rewrites: which rule replaced which node by which, pass by pass
     Realize, Run         one execution of a schedule; one kernel's time in it
     MemoryEvent, Event   memory over time; all else that took time (Python, compiling, errors)
-    GradientStep         the backward walk (``tgx backward``)
+    Walk                 one backward (``tgx backward``): its graph, values and targets
+     ├ GradientStep      one rule of it at work, with what it contributes to each input
+     └ WalkOperation     the steps of one operation the user wrote, together
 
 Ids. Every ``id`` is unique within its own kind and is what other records hold. ``-1`` means "none".
 A Trace checks itself when it is built: unknown ids and words raise ModelError and say which.
@@ -657,7 +659,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Value:
     """What a tensor held, small enough to show: ``sample`` has the first few elements (all, if
-    ``size`` is small)."""
+    ``size`` is small). ``known`` is false where nothing could be read. ``sampled`` is the number of
+    elements the statistics are of, where those are not all."""
 
     shape: str = ""
     size: int = 0
@@ -668,54 +671,165 @@ class Value:
     high: float = 0.0
     nans: int = 0
     infs: int = 0
+    zeros: int = 0
+    sampled: int = 0
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A gradient beside the central difference (f(x+h) - f(x-h)) / 2h, in float64.
+
+    ``at`` are the places looked at, as indices into the flat tensor; ``gradient`` and
+    ``difference`` the two numbers at each. ``error`` is the largest difference between them,
+    relative to the larger of the two where that is above 1 (-1: not checked, ``why`` says why).
+    ``kink`` is true where the slopes left and right differ: there is no derivative then, and the
+    rule chose a value.
+    """
+
+    at: tuple[int, ...] = ()
+    gradient: tuple[float, ...] = ()
+    difference: tuple[float, ...] = ()
+    error: float = -1.0
+    kink: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one gradient step adds to one input of its forward node. ``target`` is that input (a
-    node of the step's graph), ``node`` the gradient's own node, ``formula`` the mathematics
-    (``∂(a·b)/∂a = b``), ``local`` the local derivative's text, ``total`` the running sum after it.
-    ``stops`` says why nothing flows ("" if it does). ``finite_difference`` and ``error`` are the
-    check (-1 error: not checked)."""
+    """What one gradient step adds to the gradient of one input of its forward node.
+
+    ``target`` is that input and ``slot`` its place among the node's inputs; ``node`` is the
+    contribution, ``total`` the running sum after it (the same node where it is the first), all
+    nodes of the walk's graph (-1: nothing flows, and ``stops`` says why). ``formula`` is the
+    mathematics (``∂(a·b)/∂a = b``), ``local`` the local derivative with its numbers. ``summed`` are
+    the axes along which the input was broadcast: its gradient is the sum along them. ``check`` is
+    of this contribution alone; ``formula_error`` says how far the formula, computed by itself, is
+    from it (-1: not tried).
+    """
 
     target: int
+    slot: int = 0
     node: int = -1
+    total: int = -1
     formula: str = ""
     local: str = ""
-    value: Value = field(default_factory=Value)
-    total: Value = field(default_factory=Value)
+    summed: tuple[int, ...] = ()
     stops: str = ""
-    finite_difference: tuple[float, ...] = ()
-    error: float = -1.0
+    check: Check = field(default_factory=Check)
+    formula_error: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """One row of the backward walk: the rule that turned the gradient of ``node`` into those of its
+    """One row of a backward walk: the rule that turned the gradient of ``node`` into those of its
     inputs.
 
-    ``graph`` is a lazy graph's id, ``node`` the forward node there, ``rule`` a Rule's id,
-    ``formula`` the rule as mathematics, ``value`` the forward value, ``upstream`` the gradient that
-    came in. ``kernels`` are the kernels this step was computed in. ``group`` names the operation of
-    the user's it belongs to, ``notes`` warnings (NaN begins here…).
+    ``node`` and ``upstream`` (the gradient that came in) are nodes of the walk's graph. ``rule`` is
+    a Rule's id, ``key`` its row of the table of formulas, ``formula`` the operation as mathematics.
+    ``made`` are the nodes this step added to the graph, ``kernels`` the kernels they were computed
+    in. ``group`` is the operation of the user's it belongs to (a WalkOperation's id).
     """
 
     id: int
-    graph: int
+    walk: int
     node: int
     op: str
     tensor_op: str = ""
     origin: int = -1
     rule: int = -1
+    key: str = ""
     formula: str = ""
-    order: int = 1
-    value: Value = field(default_factory=Value)
-    upstream: Value = field(default_factory=Value)
-    upstream_node: int = -1
+    upstream: int = -1
     contributions: tuple[Contribution, ...] = ()
+    made: tuple[int, ...] = ()
     kernels: tuple[int, ...] = ()
-    group: str = ""
+    group: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A gradient that leaves an operation for one of its inputs: ``node`` is the input, ``total``
+    what this operation adds to its gradient in all, ``role`` what textbooks call it (``W``),
+    ``formula`` their form of it (``dW = Xᵀ·dZ``), and ``error`` how far that is from what was built
+    (-1: no such form)."""
+
+    node: int
+    total: Value = field(default_factory=Value)
+    role: str = ""
+    formula: str = ""
+    error: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WalkOperation:
+    """The steps of one operation the user wrote (``matmul``, ``relu``), taken together.
+
+    ``origin`` is the operation's own, ``output`` the node of its result, ``upstream`` the gradient
+    node that came in there."""
+
+    id: int
+    walk: int
+    name: str
+    op: str
+    origin: int = -1
+    steps: tuple[int, ...] = ()
+    output: int = -1
+    upstream: int = -1
+    flows: tuple[Flow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor whose gradient was asked for. ``gradient`` is its node (-1: none reached it, and
+    ``stops`` says why); ``check`` compares it with the loss's own central difference."""
+
+    node: int
+    name: str = ""
+    gradient: int = -1
+    parameter: bool = False
+    stops: str = ""
+    check: Check = field(default_factory=Check)
+
+
+@dataclass(frozen=True, slots=True)
+class WalkKernel:
+    """What one kernel computes of a walk's graph: forward nodes and gradient nodes."""
+
+    kernel: int
+    nodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One backward: from ``root``, the loss, back to ``targets``.
+
+    ``graph`` holds the forward nodes and the gradients; ``forward`` is the number of forward nodes,
+    which come first; ``values`` has what each node held. ``order`` 2 is a gradient of a gradient.
+    A walk inside a function's body has a ``parent`` walk. ``repeats`` counts how often the same
+    walk was taken; the numbers are the first one's. ``frame`` is the line that asked for it, ``jit``
+    the jitted function it was captured in.
+    """
+
+    id: int
+    graph: int
+    root: int
+    forward: int = 0
+    name: str = ""
+    frame: int = -1
+    order: int = 1
+    parent: int = -1
+    jit: str = ""
+    repeats: int = 1
+    values: tuple[Value, ...] = ()
+    targets: tuple[Target, ...] = ()
+    kernels: tuple[WalkKernel, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def value(self, node: int) -> Value:
+        """What a node held."""
+        unknown = Value(known=False)
+        return self.values[node] if 0 <= node < len(self.values) else unknown
 
 
 # **** the whole ****
@@ -742,7 +856,9 @@ class Trace:
     timings: tuple[Timing, ...] = ()
     memory: tuple[MemoryEvent, ...] = ()
     events: tuple[Event, ...] = ()
+    walks: tuple[Walk, ...] = ()
     gradients: tuple[GradientStep, ...] = ()
+    operations: tuple[WalkOperation, ...] = ()
 
     def __post_init__(self) -> None:
         for name in TABLES:
@@ -760,8 +876,17 @@ class Trace:
                 _check(origin in self._index("origins"), f"graph {g.id}: no origin {origin}")
         for b in self.boundaries:
             self._check_nodes(f"boundary {b.id}", b.graph, b.nodes)
+        for walk in self.walks:
+            used = {walk.root, *(t.node for t in walk.targets)}
+            used |= {t.gradient for t in walk.targets} - {-1}
+            used |= {n for k in walk.kernels for n in k.nodes}
+            for k in walk.kernels:
+                _check(k.kernel in self._index("kernels"), f"walk {walk.id}: no kernel {k.kernel}")
+            self._check_nodes(f"walk {walk.id}", walk.graph, used)
         for step in self.gradients:
-            self._check_nodes(f"gradient step {step.id}", step.graph, (step.node,))
+            used = {step.node, *step.made, *(c.target for c in step.contributions)}
+            used |= {n for c in step.contributions for n in (c.node, c.total)} - {-1}
+            self._check_nodes(f"gradient step {step.id}", self.walk(step.walk).graph, used)
         for p in self.passes:
             used = {node for node in (p.before, p.after) if node != -1}.union(
                 p.steps[1::4], p.steps[2::4]
@@ -834,6 +959,12 @@ class Trace:
 
     def rule(self, id: int) -> Rule:
         return self._get("rules", id)  # type: ignore[no-any-return]
+
+    def walk(self, id: int) -> Walk:
+        return self._get("walks", id)  # type: ignore[no-any-return]
+
+    def operation(self, id: int) -> WalkOperation:
+        return self._get("operations", id)  # type: ignore[no-any-return]
 
     # questions every view asks
     def timing(self, kernel: int) -> Timing | None:
@@ -927,7 +1058,9 @@ TABLES = (
     "rules",
     "passes",
     "realizes",
+    "walks",
     "gradients",
+    "operations",
 )
 """The tables of a Trace whose records have ids."""
 
@@ -965,12 +1098,15 @@ REFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "timings": (("kernel", "kernels"),),
     "memory": (("kernel", "kernels"), ("buffer", "buffers")),
     "events": (("frame", "frames"),),
+    "walks": (("graph", "graphs"), ("frame", "frames"), ("parent", "walks")),
     "gradients": (
-        ("graph", "graphs"),
+        ("walk", "walks"),
         ("origin", "origins"),
         ("rule", "rules"),
         ("kernels", "kernels"),
+        ("group", "operations"),
     ),
+    "operations": (("walk", "walks"), ("origin", "origins"), ("steps", "gradients")),
 }
 """Which attribute of which table holds ids of which table: checked when a Trace is built."""
 
@@ -991,7 +1127,9 @@ RECORDS: dict[str, type] = {
     "timings": Timing,
     "memory": MemoryEvent,
     "events": Event,
+    "walks": Walk,
     "gradients": GradientStep,
+    "operations": WalkOperation,
 }
 """The record type of every table of a Trace."""
 

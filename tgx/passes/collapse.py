@@ -88,6 +88,12 @@ def collapse(trace: Trace, groups: Sequence[Group]) -> Trace:
             replace(g, kernels=tuple(dict.fromkeys(member_of.get(k, k) for k in g.kernels)))
             for g in trace.gradients
         ),
+        walks=tuple(
+            replace(w, kernels=tuple(
+                replace(k, kernel=member_of.get(k.kernel, k.kernel)) for k in w.kernels
+            ))
+            for w in trace.walks
+        ),
     )
 
 

@@ -52,7 +52,10 @@ def select(
     graphs = {g for s in trace.schedules if s.id in keep_schedules for g in (s.lazy, s.graph)}
     graphs |= {g for p in trace.programs if p.id in programs for g in (p.ast, p.uops)}
     graphs |= {k.ast for k in kept} | {p.table for p in passes} | {b.graph for b in boundaries}
-    graphs |= {g.graph for g in gradients}
+    walks = tuple(
+        replace(w, kernels=tuple(k for k in w.kernels if k.kernel in ids)) for w in trace.walks
+    )
+    graphs |= {w.graph for w in walks}
     return replace(
         trace,
         schedules=tuple(
@@ -77,6 +80,7 @@ def select(
             )
             for m in trace.memory
         ),
+        walks=walks,
         gradients=gradients,
     )
 
