@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tinygrad.codegen as codegen
+from tinygrad.codegen import to_program
 from tinygrad.engine import realize
 from tinygrad.helpers import CACHELEVEL, CCACHE, DEBUG, NUM_CPU_THREADS, VIZ, cache_dir, getenv
 from tinygrad.helpers import VERSION as SCHEMA
@@ -147,11 +148,33 @@ def compile_all(kernels: Iterable[tuple[UOp, Renderer]]) -> dict[tuple, str]:
     many = len(missing) >= POOL_KERNELS and NUM_CPU_THREADS.value >= POOL_CORES
     if many or getenv("PARALLEL", 0) > 0:  # a user who sets PARALLEL gets the workers he asks for
         return {key: name for key, (_, _, name) in missing.items()}
-    for ast, renderer, name in missing.values():
-        program = codegen.to_program(ast, renderer)
-        if name:
-            write(name, program)
+    compile_here(missing)
     return {}
+
+
+def compile_here(missing: dict[tuple, tuple[UOp, Renderer, str]]) -> None:
+    """Compiles in this process: Python lowers one kernel while LLVM works on the one before.
+
+    Not where somebody looks on, who wants each program whole: DEBUG=4 and above, `tgx trace`.
+    """
+    if DEBUG >= 4 or codegen.to_program is not to_program:
+        for ast, renderer, name in missing.values():
+            program = codegen.to_program(ast, renderer)
+            if name:
+                write(name, program)
+        return
+    by_renderer: dict[Renderer, list[tuple]] = {}
+    for key, (_, renderer, _) in missing.items():
+        by_renderer.setdefault(renderer, []).append(key)
+    for renderer, keys in by_renderer.items():
+        with renderer.compiler.in_background() as finished:
+            lowered = {key: codegen.do_to_program(missing[key][0], renderer) for key in keys}
+            for key, program in lowered.items():
+                *rest, binary = program.src
+                code = UOp(Ops.BINARY, arg=finished(binary.arg))
+                program = codegen.to_program_cache[key] = program.replace(src=(*rest, code))
+                if name := missing[key][2]:
+                    write(name, program)
 
 
 def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:

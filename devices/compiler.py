@@ -5,17 +5,21 @@ object code it returns lives in tinygrad's disk cache. `load` links an object in
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
 from tinygrad.device import CompileError, Compiler
+from tinygrad.helpers import diskcache_get, diskcache_put
 
 # Part of every cache key: change it whenever the same IR should give other machine code.
 VERSION = "1"
@@ -73,6 +77,8 @@ class TGXCompiler(Compiler):
         self.triple = llvm.get_process_triple() if self.is_host else TRIPLE[self.architecture]
         self._lock = threading.Lock()
         self._sources: dict[bytes, str] = {}
+        self._background: ThreadPoolExecutor | None = None  # see in_background
+        self._started: dict[bytes, tuple[str, Future[bytes]]] = {}
         digest = hashlib.sha256("|".join([
             VERSION, llvmlite.__version__, str(llvm.llvm_version_info), self.triple, self.cpu,
             self.features]).encode()).hexdigest()[:16]
@@ -122,7 +128,37 @@ class TGXCompiler(Compiler):
         module, machine = self.optimized(src)
         return bytes(machine.emit_object(module))
 
+    @contextlib.contextmanager
+    def in_background(self) -> Iterator[Callable[[bytes], bytes]]:
+        """Inside, `compile_cached` starts LLVM on a thread of its own and returns a ticket at once;
+        what this yields turns the ticket into object code, waiting for it if need be.
+
+        A kernel's IR takes Python about as long to write as its code takes LLVM to make, and LLVM
+        works without the GIL: so one kernel is written while the one before is compiled.
+        """
+        with ThreadPoolExecutor(1, "tgx-llvm") as self._background:
+            try:
+                yield self._finished
+            finally:
+                self._background = None
+                self._started.clear()
+
+    def _finished(self, ticket: bytes) -> bytes:
+        if ticket not in self._started:  # not a ticket: it was in the cache
+            return ticket
+        source, code = self._started.pop(ticket)
+        lib = code.result()
+        if self.cachekey is not None:
+            diskcache_put(self.cachekey, source, lib)
+        return lib
+
     def compile_cached(self, src: str) -> bytes:
+        if self._background is not None:
+            if self.cachekey is not None and (lib := diskcache_get(self.cachekey, src)) is not None:
+                return bytes(lib)
+            ticket = b"ticket " + hashlib.sha256(src.encode()).digest()
+            self._started[ticket] = (src, self._background.submit(self.compile, src))
+            return ticket
         lib = super().compile_cached(src)
         with self._lock:  # remembered for DEBUG=7, which hands back only the object code
             self._sources = {lib: src}

@@ -34,9 +34,12 @@ class TGXGraph(MultiGraphRunner):
         super().__init__(linear, input_uops)
         self.words, self.jobs = array("q"), array("q")
         self.variables: list[tuple[int, str]] = []  # (word, name of a variable)
-        self.inputs: list[tuple[int, UOp, int]] = []  # (word, argument, lane): changes every call
+        # (argument, lane) -> its words: what the user passed in, which changes every call
+        self.inputs: dict[tuple[UOp, int], list[int]] = {}
         calls = iter(zip(self.calls, self.runtimes, strict=True))
-        first_words = []
+        self.entries: list[tuple[str, str, bytes | None]] = []  # (device, name, profile key)
+        first_words: list[int] = []
+        passed_in: list[Buffer] = []
         for call in self.linear.src:
             ast, arguments = call.src[0], get_call_arg_uops(call)
             order = ast.arg.globals if ast.op is Ops.PROGRAM else (0, 1)
@@ -44,9 +47,15 @@ class TGXGraph(MultiGraphRunner):
             for lane in range(len(devices) if isinstance(devices, tuple) else 1):
                 (_, _, buffers, device_vars), runtime = next(calls)
                 first_words.append(len(self.words))
+                device = buffers[0].device
+                self.entries.append(
+                    (device, f"{buffers[1].device} -> {device}", None) if runtime is None
+                    else (device, runtime.name, runtime.profile_key))
                 for i in order:
                     if any(u.op is Ops.PARAM for u in arguments[i].toposort()):
-                        self.inputs.append((len(self.words), arguments[i], lane))
+                        words = self.inputs.setdefault((arguments[i], lane), [])
+                        words.append(len(self.words))
+                        passed_in.append(buffers[i])
                     self.words.append(address_of(buffers[i]))
                 if runtime is None:
                     self.words.append(buffers[0].nbytes)
@@ -60,16 +69,20 @@ class TGXGraph(MultiGraphRunner):
         base = self.words.buffer_info()[0]  # nothing grows from here on, so addresses hold
         for j, first in enumerate(first_words):
             self.jobs[3 * j + 1] = base + self.words.itemsize * first
+        for _, _, buffers, _ in self.calls:  # or the first call's inputs would stay for ever
+            buffers[:] = [b for b in buffers if not any(b is other for other in passed_in)]
         self.shared = any(chunks > 1 for chunks in self.jobs[2::3])
         self.stamps = array("q", bytes(8 * (len(first_words) + 1)))
 
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
                  wait: bool = False) -> float | None:
-        for word, argument, lane in self.inputs:
+        for (argument, lane), words in self.inputs.items():
             buffer = _resolve(argument, input_uops).buffer
             if isinstance(buffer, MultiBuffer):
                 buffer = buffer.bufs[lane]
-            self.words[word] = address_of(buffer.ensure_allocated())
+            address = address_of(buffer.ensure_allocated())
+            for word in words:
+                self.words[word] = address
         for word, name in self.variables:
             self.words[word] = var_vals[name]
         stamps = self.stamps.buffer_info()[0] if PROFILE else 0
@@ -82,11 +95,7 @@ class TGXGraph(MultiGraphRunner):
 
     def _record_profile(self) -> None:
         """A row of kernels for tinygrad's own viewer."""
-        entries = [ProfileGraphEntry(
-            buffers[0].device, runtime.name if runtime is not None else
-            f"{buffers[1].device} -> {buffers[0].device}", j, j + 1,
-            runtime.profile_key if runtime is not None else None)
-            for j, ((_, _, buffers, _), runtime) in enumerate(
-                zip(self.calls, self.runtimes, strict=True))]
+        entries = [ProfileGraphEntry(device, name, j, j + 1, key)
+                   for j, (device, name, key) in enumerate(self.entries)]
         microseconds = [decimal.Decimal(ns) / 1000 for ns in self.stamps]
         cpu_events.append(ProfileGraphEvent(entries, [], microseconds))

@@ -50,9 +50,15 @@ NEEDS = {
         "LRUAllocator": "",
     },
     "tinygrad.engine.jit": {
+        "JitError": "",
         "_TinyJit.add_linear": "self linear var_vals",
+        "_prepare_jit_inputs": "args kwargs",
+        "create_graph_call": "batch",
+        "graph_split_rewrite": "linear max_batch_size",
         "jit_lower": "",
-        "run_linear": "",
+        "merge_dicts": "ds",
+        "mop_cleanup": "",
+        "run_linear": "linear var_vals input_uops update_stats jit wait",
     },
     "tinygrad.engine.realize": {
         "_compile_kernel": "x",

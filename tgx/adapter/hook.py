@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PATCHES = {
     "tinygrad.device": "tgx.adapter.patches:add_tgx",
     "tinygrad.engine.realize": "tgx.adapter.patches:keep_programs",
+    "tinygrad.engine.jit": "tgx.adapter.jitcalls:quicken",
     "tinygrad.tensor": "tgx.adapter.patches:read_back_without_cpu",
     "tinygrad.nn.state": "tgx.adapter.patches:unzip_without_cpu",
     "tinygrad.runtime.ops_cpu": "tgx.adapter.patches:open_cpu_only_with_clang",
