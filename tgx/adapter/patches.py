@@ -84,11 +84,21 @@ def read_back_without_cpu(tensor: Any) -> None:
 
     tinygrad reads both through CPU, and turns a list into a CPU tensor to store it in a file.
     """
+    from tinygrad.engine.realize import capturing
+    from tinygrad.uop.ops import Ops
+
     Tensor = tensor.Tensor
     stock_buffer, stock_assign = Tensor._buffer, Tensor.assign
 
     @functools.wraps(stock_buffer)
     def _buffer(self: Any) -> Any:
+        uop = self.uop
+        while uop.op is Ops.RESHAPE:
+            uop = uop.src[0]
+        # a whole buffer that is there: tinygrad builds, and finds realized, three graphs (15 us)
+        if uop.op is Ops.BUFFER and str(uop.device).startswith("TGX") and not capturing:
+            if (there := uop.realized) is not None:
+                return there
         if isinstance(self.device, tuple) and self.device[0].startswith("TGX"):
             self = self.contiguous().clone(self.device[0])
         elif self.uop.device is None and on_tgx():
