@@ -146,7 +146,7 @@ class TGXCompiler(Compiler):
     def _finished(self, ticket: bytes) -> bytes:
         if ticket not in self._started:  # not a ticket: it was in the cache
             return ticket
-        source, code = self._started.pop(ticket)
+        source, code = self._started[ticket]
         lib = code.result()
         if self.cachekey is not None:
             diskcache_put(self.cachekey, source, lib)
@@ -157,7 +157,8 @@ class TGXCompiler(Compiler):
             if self.cachekey is not None and (lib := diskcache_get(self.cachekey, src)) is not None:
                 return bytes(lib)
             ticket = b"ticket " + hashlib.sha256(src.encode()).digest()
-            self._started[ticket] = (src, self._background.submit(self.compile, src))
+            if ticket not in self._started:  # the same code may be wanted twice, on two devices
+                self._started[ticket] = (src, self._background.submit(self.compile, src))
             return ticket
         lib = super().compile_cached(src)
         with self._lock:  # remembered for DEBUG=7, which hands back only the object code
