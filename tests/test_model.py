@@ -107,6 +107,16 @@ def test_steady_prefers_what_ran_most() -> None:
     assert replace(more, realizes=(), runs=()).steady() == (0, 1)
 
 
+def test_steady_prefers_training_to_evaluation() -> None:
+    step, evaluation = (Kernel(i, "k", phase=p, schedule=i) for i, p in enumerate(
+        ("optimizer", "forward")))
+    runs = tuple(Realize(i, s) for i, s in enumerate((0, 0, 1, 1, 1)))
+    trace = Trace(kernels=(step, evaluation), realizes=runs,
+                  schedules=(Schedule(0, (0,)), Schedule(1, (1,))))
+    assert trace.steady() == (0,)
+    assert replace(trace, realizes=runs[1:]).steady() == (1,)  # it trained only once
+
+
 def test_steady_prefers_a_line_s_last_schedule_where_nothing_ran_twice() -> None:
     trace = small()
     again = replace(trace.schedules[0], id=1, kernels=())

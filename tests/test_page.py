@@ -268,19 +268,41 @@ LAID_OUT = """() => {
   at.forEach((a, i) => at.slice(i + 1).forEach((b) => {
     if (a[0] < b[2] - 6 && b[0] < a[2] - 6 && a[1] < b[3] - 6 && b[1] < a[3] - 6) overlaps++;
   }));
-  const ends = [...document.querySelectorAll('#stage g.edge path:last-of-type')].map((p) => [
-    p.getPointAtLength(0).y, p.getPointAtLength(p.getTotalLength()).y]);
-  return [overlaps, ends.filter(([a, b]) => b > a).length / Math.max(ends.length, 1)];
+  // a training step is drawn in lanes, with some arrows from one to the other
+  const lanes = {};
+  for (const b of document.querySelectorAll('#stage .box')) {
+    const { e } = b.transform.baseVal[0].matrix, { width } = b.getBBox(), of = b.dataset.lane ?? "";
+    const span = (lanes[of] ??= [1e9, -1e9]);
+    span[0] = Math.min(span[0], e); span[1] = Math.max(span[1], e + width);
+  }
+  const down = {};
+  for (const p of document.querySelectorAll('#stage g.edge:not(.across) path:last-of-type')) {
+    const a = p.getPointAtLength(0), b = p.getPointAtLength(p.getTotalLength());
+    const of = Object.keys(lanes).find((l) => lanes[l][0] - 1 <= a.x && a.x <= lanes[l][1] + 1);
+    (down[of] ??= []).push(b.y > a.y ? 1 : 0);
+  }
+  const share = (list) => list.reduce((x, y) => x + y, 0) / list.length;
+  const order = Object.entries(lanes).sort((a, b) => a[1][0] - b[1][0]).map(([l]) => l);
+  return [overlaps, order, Object.fromEntries(Object.entries(down).map(([l, d]) => [l, share(d)]))];
 }"""
 
 
+def test_forward_runs_down_and_gradients_come_back_up(mlp: Page) -> None:
+    overlaps, lanes, down = mlp.page.evaluate(LAID_OUT)
+    assert overlaps == 0 and lanes == ["data", "forward", "backward", "optimizer"]
+    assert down["forward"] == 1 and down["backward"] == 0
+
+
 def test_boxes_do_not_overlap_and_arrows_point_down(browser: Any, tmp_path: Path) -> None:
-    # kernels of a loop's lines read each other in a circle: some arrows have to point up
-    for trace, least in ((traces.mlp_step(), 1.0), (traces.big(300), 0.7)):
-        page = Page(browser, tmp_path / "layout.html", trace)
-        overlaps, down = page.page.evaluate(LAID_OUT)
-        assert overlaps == 0 and down >= least, (overlaps, down)
-        page.close()
+    page = Page(browser, tmp_path / "layout.html", traces.mlp_step())
+    page.page.click("[data-phase=backward]")  # the forward pass alone is drawn in rows
+    page.until("!document.querySelector('#stage .lane')")
+    overlaps, _, down = page.page.evaluate(LAID_OUT)
+    assert overlaps == 0 and all(share == 1 for share in down.values()), down
+    page.close()
+    page = Page(browser, tmp_path / "layout.html", traces.big(300))
+    assert page.page.evaluate(LAID_OUT)[0] == 0
+    page.close()
 
 
 def test_three_thousand_kernels_open_quickly_on_few_boxes(browser: Any, tmp_path: Path) -> None:

@@ -347,7 +347,8 @@ class Code:
     own account)…
 
     ``uops[i]``, where present, is the index in the program's UOps of what line i (0-based) came
-    from, -1 for none: panes are kept in step through it. ``facts`` are (name, value) pairs:
+    from, -1 for none, and ``inside[i]`` has those that are written inside its expression: panes are
+    kept in step through them. ``facts`` are (name, value) pairs:
     registers, spills, bytes of code.
     """
 
@@ -356,6 +357,7 @@ class Code:
     language: str = ""
     uops: tuple[int, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    inside: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -1026,8 +1028,8 @@ class Trace:
         return max((m.used for m in self.memory), default=0)
 
     def steady(self) -> tuple[int, ...]:
-        """The schedules worth showing first: those run most often (a steady training step), in
-        order of first use.
+        """The schedules worth showing first: those run most often; of a program that trains, those
+        of its training step, however often it evaluated. In order of first use.
 
         The first step of a program also fills its weights and optimizer state, and fuses
         differently; so where nothing ran twice, a line's last schedule stands for the others.
@@ -1037,6 +1039,12 @@ class Trace:
             counts[r.schedule] = counts.get(r.schedule, 0) + 1
         if not counts:
             return tuple(s.id for s in self.schedules)
+        train = {
+            s: n
+            for s, n in counts.items()
+            if n > 1 and any(self.kernel(k).phase == "optimizer" for k in self.schedule(s).kernels)
+        }
+        counts = train or counts
         most = max(counts.values())
         found = [s for s, n in counts.items() if n == most]
         if most == 1:  # a run of one or two steps: of the same line's schedules, the last

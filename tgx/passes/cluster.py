@@ -133,10 +133,31 @@ def main_origins(trace: Trace, kernel: Kernel) -> tuple[int, ...]:
 def kernel_levels(trace: Trace, schedule: int, limit: int = LIMIT) -> Group:
     """How one schedule's kernels divide into levels."""
     s = trace.schedule(schedule)
-    if len(s.kernels) <= limit:
-        return Group(s.name or f"schedule {s.id}", s.kernels)
-    prefer = min(limit, KERNEL_PREFER)
-    return divide(s.kernels, kernel_keys(trace), limit, s.name or f"schedule {s.id}", prefer)
+    name = s.name or f"schedule {s.id}"
+    if len(s.kernels) > limit:
+        return divide(s.kernels, kernel_keys(trace), limit, name, min(limit, KERNEL_PREFER))
+    kernels = [trace.kernel(k) for k in s.kernels]
+    updates = [k for k in kernels if k.phase == "optimizer"]
+    if len(updates) <= FEW_UPDATES or len(updates) == len(kernels):
+        return Group(name, s.kernels)
+    layers: dict[str, list[int]] = {}
+    for k in updates:
+        layers.setdefault(_layer(k.name), []).append(k.id)
+    whole = [Group(k.name, (k.id,)) for k in kernels if k.phase != "optimizer"]
+    parts = [Group(layer, tuple(ids)) for layer, ids in layers.items()]
+    return Group(name, s.kernels, (*whole, *parts))
+
+
+FEW_UPDATES = 8
+"""An optimizer's kernels, several for each parameter, are drawn a layer at a time where they are
+more than these."""
+
+
+def _layer(name: str) -> str:
+    """`adam m: layer1.weight` updates `adam: layer1`."""
+    update, colon, parameter = name.partition(": ")
+    layer = parameter.rpartition(".")[0] or parameter
+    return f"{update.split()[0]}: {layer}" if colon else name
 
 
 KERNEL_PREFER = 20

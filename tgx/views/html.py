@@ -16,7 +16,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from statistics import median
@@ -30,7 +30,7 @@ from tgx.views import colours, words
 from tgx.views.picture import _first_schedule
 
 SCRIPTS = (
-    "data.js", "state.js", "layout.js", "draw.js", "source.js", "program.js", "code.js",
+    "data.js", "state.js", "layout.js", "lanes.js", "draw.js", "source.js", "program.js", "code.js",
     "steps.js", "kernel.js", "strip.js", "search.js", "main.js",
 )
 BUDGET = 15_000_000
@@ -173,31 +173,41 @@ def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
 
 
 def _program(trace: Trace, id: int, kernels: Sequence[Kernel]) -> dict[str, Any]:
-    """A program's UOps and code. Its kernels come from different lines: each has its own origins,
-    and, where its operations differ too, its own levels."""
+    """A program's UOps and code; and its AST, where a device wrote the program as a whole from
+    that and its UOps say nothing (TGX's tile path)."""
     p = trace.program(id)
-    graph = trace.graph(p.uops if p.uops != -1 else p.ast) if (p.uops, p.ast) != (-1, -1) else None
+    whole = trace.graph(p.uops if p.uops != -1 else p.ast) if (p.uops, p.ast) != (-1, -1) else None
+    own = {k.id: g for k in kernels if (g := uops.kernel_graph(trace, k.id)) is not None}
+    asts = {}
+    if whole is None or uops.is_shell(whole):
+        asts = {k.id: uops.named(trace, trace.graph(k.ast)) for k in kernels if k.ast != -1}
+    return {
+        "uops": _shared(trace, whole or next(iter(own.values()), None), own),
+        "ast": _shared(trace, next(iter(asts.values()), None), asts),
+        "code": [[c.level, c.language, c.text, c.uops, c.facts, c.inside] for c in p.code],
+    }
+
+
+def _shared(
+    trace: Trace, graph: Graph | None, own: Mapping[int, Graph]
+) -> dict[str, Any] | None:
+    """A graph that several kernels share. They come from different lines: each has its own
+    origins, and, where its operations differ too, its own levels."""
+    if graph is None:
+        return None
     levels: dict[tuple[str, ...], int] = {}
     trees: list[Any] = []
-    provenance: dict[int, list[int]] = {}
+    kernels: dict[int, list[int]] = {}
     rows: dict[tuple[tuple[int, ...], ...], int] = {}
-    for k in kernels:
-        own = uops.kernel_graph(trace, k.id)
-        if own is None:
+    for k, g in own.items():
+        if len(g) != len(graph):
             continue
-        graph = graph or own
-        if len(own) != len(graph):
-            continue
-        if own.tensor_ops not in levels:
-            levels[own.tensor_ops] = len(trees)
-            trees.append(_tree(cluster.node_levels(own)))
-        provenance[k.id] = [rows.setdefault(own.origins, len(rows)), levels[own.tensor_ops]]
-    return {
-        "uops": _graph(trace, graph, levels=not trees) if graph else None,
-        "levels": trees,
-        "origins": [_rows(row) for row in rows],
-        "kernels": provenance,
-        "code": [[c.level, c.language, c.text, c.uops, c.facts] for c in p.code],
+        if g.tensor_ops not in levels:
+            levels[g.tensor_ops] = len(trees)
+            trees.append(_tree(cluster.node_levels(g)))
+        kernels[k] = [rows.setdefault(g.origins, len(rows)), levels[g.tensor_ops]]
+    return _graph(trace, graph, levels=not trees) | {
+        "own": {"levels": trees, "origins": [_rows(row) for row in rows], "kernels": kernels}
     }
 
 

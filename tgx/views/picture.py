@@ -390,7 +390,7 @@ def lazy(trace: Trace, id: int = -1, focus: int = -1, limit: int = LIMIT) -> Pic
 def kernel(trace: Trace, id: int = -1, focus: int = -1, limit: int = LIMIT) -> Picture:
     """One kernel's UOps."""
     k = trace.kernel(id) if id != -1 else _slowest(trace)
-    graph = uops.kernel_graph(trace, k.id)
+    graph = uops.kernel_graph(trace, k.id, drawn=True)
     if graph is None:
         return Picture(k.name, notes=("this kernel's UOps were not recorded",))
     title = f"{words.line(k.name)} ({words.line(k.tinygrad_name)}): " + words.plural(

@@ -62,18 +62,18 @@ function codeTab(detailOf, k) {
   const pick = el("div", { class: "pick" }, levels.map((l) => el("button", { class: shown.includes(l) ? "on" : "", "aria-pressed": shown.includes(l),
     onclick: () => { panesShown = shown.includes(l) ? shown.filter((x) => x !== l) : [...shown, l]; paint(true); } }, PANE_WORDS[l] ?? l)),
   el("span", { class: "quiet" }, "select a line: its fellows light up"));
-  const columns = panes.filter((p) => shown.includes(p[0])).map(([level, language, text, uops, facts]) => codeColumn(level, language, text, uops, facts, graph));
+  const columns = panes.filter((p) => shown.includes(p[0])).map((pane) => codeColumn(...pane));
   const box = el("div", { class: "panes" }, columns);
   requestAnimationFrame(() => inStep(box, graph));
   return [pick, box];
 }
 
-function codeColumn(level, language, text, uops, facts, graph) {
+function codeColumn(level, language, text, uops, facts, inside) {
   const lines = text.split("\n");
   const list = el("ol", { class: "code" });
   lines.slice(0, MOST_LINES).forEach((line, i) => {
     const u = uops?.[i] ?? -1;
-    list.append(el("li", { "data-u": u >= 0 ? u : undefined, class: u >= 0 ? "has" : "" },
+    list.append(el("li", { "data-u": u >= 0 ? u : undefined, "data-inside": inside?.[i]?.length ? inside[i].join(" ") : undefined, class: u >= 0 ? "has" : "" },
       el("span", { class: "no" }, i + 1), el("span", { class: "text" }, highlight(line, language || "c"))));
   });
   if (lines.length > MOST_LINES) list.append(el("li", { class: "skip" }, `${plural(lines.length - MOST_LINES, "line")} more are not shown`));
@@ -95,7 +95,7 @@ function inStep(root, graph) {
   for (const column of root.querySelectorAll(".column")) {
     let first = null;
     for (const li of column.querySelectorAll("li[data-u]")) {
-      const lit = wanted.has(+li.dataset.u);
+      const lit = wanted.has(+li.dataset.u) || (li.dataset.inside ?? "").split(" ").some((u) => u && wanted.has(+u));
       li.classList.toggle("lit", lit);
       if (lit) first ??= li;
     }

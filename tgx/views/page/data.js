@@ -21,7 +21,7 @@ function table({ columns, rows }) {
 // A graph kept as columns; cells are read by name: g.op(3), g.src(3).
 class Graph {
   constructor(raw) {
-    Object.assign(this, { id: raw.id, kind: raw.kind, n: raw.n, roots: raw.roots, levels: raw.levels });
+    Object.assign(this, { id: raw.id, kind: raw.kind, n: raw.n, roots: raw.roots, levels: raw.levels, own: raw.own });
     for (const name of ["op", "dtype", "shape", "arg", "tensor_op", "phase", "label"]) {
       const column = raw[name];
       this[name] = column ? (i) => column.words[column.at[i]] : () => "";
@@ -114,7 +114,7 @@ function detail(name) {
   if (!T.chunks.has(name)) return Promise.resolve(null);
   if (!details.has(name)) {
     details.set(name, unpack(name).then((raw) => {
-      for (const key of ["uops", "lazy"]) if (raw[key]) raw[key] = new Graph(raw[key]);
+      for (const key of ["uops", "ast", "lazy"]) if (raw[key]) raw[key] = new Graph(raw[key]);
       raw.table = new Map((raw.table ?? []).map((g) => [g.id, new Graph(g)]));
       return raw;
     }));
@@ -122,23 +122,23 @@ function detail(name) {
   return details.get(name);
 }
 
-// A kernel's UOps: the program's, with the origins of this kernel.
+// A kernel's UOps, and its AST where that says more: the program's, with the origins of this kernel.
 async function kernelDetail(k) {
   const d = k && k.program >= 0 ? await detail("p" + k.program) : null;
   if (!d) return null;
   d.graphs ??= new Map();
-  if (!d.graphs.has(k.id)) {
-    const graph = d.uops && Object.create(d.uops), own = d.kernels?.[k.id];
-    if (graph && own) {
-      const { at, rows } = d.origins[own[0]];
-      graph.origins = (i) => rows[at[i]] ?? [];
-      const first = (i) => T.origins.get(graph.origins(i)[0]);
-      graph.tensor_op = (i) => first(i)?.op ?? "";
-      graph.levels = d.levels[own[1]];
-    }
-    d.graphs.set(k.id, graph);
-  }
-  return { ...d, uops: d.graphs.get(k.id) };
+  if (!d.graphs.has(k.id)) d.graphs.set(k.id, { uops: ofKernel(d.uops, k.id), ast: ofKernel(d.ast, k.id) });
+  return { ...d, ...d.graphs.get(k.id) };
+}
+function ofKernel(shared, kernel) {
+  const own = shared?.own?.kernels[kernel];
+  if (!own) return shared;
+  const graph = Object.create(shared), { at, rows } = shared.own.origins[own[0]];
+  graph.origins = (i) => rows[at[i]] ?? [];
+  const first = (i) => T.origins.get(graph.origins(i)[0]);
+  graph.tensor_op = (i) => first(i)?.op ?? "";
+  graph.levels = shared.own.levels[own[1]];
+  return graph;
 }
 
 // What one schedule's kernels are and take; the unit the page shows.

@@ -15,11 +15,12 @@ function textWidth(text, px, bold) {
   return measure.measureText(text).width;
 }
 
-// boxes: {key, title, small: [..], kind, tone, mark, tip, share, dim, open(), go()}
-// edges: {a, b: indices, label: [..], tip, kind, go()}
-function drawing(boxes, edges, { labels = true, name = "" } = {}) {
+// boxes: {key, title, small: [..], kind, tone, mark, tip, share, dim, open(), go()}; in lanes also
+// {lane, anchors, foot: [{text, tip, go()}]}
+// edges: {a, b: indices, label: [..], tip, kind, mark, go()}
+function drawing(boxes, edges, { labels = true, name = "", lanes = false } = {}) {
   for (const b of boxes) {
-    b.title = short(b.title, 40);
+    b.title = short(b.title, lanes ? 34 : 40);
     b.small = (b.small ?? []).filter(Boolean).map((s) => short(s, 44));
     const pad = { control: 26, reduce: 34, movement: 34, copy: 30, index: 34 }[b.kind] ?? 20;
     b.w = Math.max(textWidth(b.title, 13, true), ...b.small.map((s) => textWidth(s, 11)), 40) + pad;
@@ -27,17 +28,20 @@ function drawing(boxes, edges, { labels = true, name = "" } = {}) {
     if (b.kind === "memory" || b.kind === "buffer") b.h += 8;
   }
   for (const e of edges) {
-    const text = labels && edges.filter((e) => e.label?.length).length <= 90 ? (e.label ?? []).filter(Boolean) : [];
+    const text = labels && !lanes && edges.filter((e) => e.label?.length).length <= 90 ? (e.label ?? []).filter(Boolean) : [];
     e.text = text.map((t) => short(t, 34));
     e.lw = text.length ? Math.max(...e.text.map((t) => textWidth(t, 10.5))) + 8 : 0;
     e.lh = text.length * 13;
   }
-  const size = layout(boxes, edges);
+  const size = lanes ? layoutLanes(boxes, edges) : layout(boxes, edges);
   const margin = 14;
   const w = size.w + 2 * margin, h = size.h + 2 * margin;
   const root = svg("svg", { viewBox: `${-margin} ${-margin} ${w} ${h}`, width: w, height: h, role: "img",
     "aria-label": name }, svg("defs", {}, arrowHead("arrow", "edge"), arrowHead("arrow-b", "edge boundary")));
-  for (const e of edges) if (e.points.length) root.append(edgeElement(e, boxes));
+  for (const l of size.lanes ?? []) root.append(svg("rect", { class: "lane", x: l.x - 12, y: -6, width: l.w + 24, height: size.h + 12, rx: 8 }),
+    svg("text", { class: "lane-title", x: l.x + l.w / 2, y: 10 }, l.title));
+  // what is selected lies on top
+  for (const e of [...edges].sort((a, b) => (a.mark === "lit") - (b.mark === "lit"))) if (e.path ?? e.points.length) root.append(edgeElement(e, boxes));
   for (const b of boxes) root.append(boxElement(b));
   return { root, w, h };
 }
@@ -47,10 +51,11 @@ const arrowHead = (id, cls) => svg("marker", { id, viewBox: "0 0 8 8", refX: 7, 
 
 function edgeElement(e, boxes) {
   const dim = boxes[e.a].dim || boxes[e.b].dim;
-  const g = svg("g", { class: `edge ${e.kind ?? ""}${dim ? " dim" : ""}`, tip: e.tip || undefined,
+  const path = e.path ?? curve(e.points);
+  const g = svg("g", { class: `edge ${e.kind ?? ""} ${e.mark ?? ""}${dim ? " dim" : ""}`, tip: e.tip || undefined,
     onclick: e.go ? (event) => { event.stopPropagation(); e.go(); } : undefined });
-  g.append(svg("path", { d: curve(e.points), class: "reach" }),
-    svg("path", { d: curve(e.points), "marker-end": `url(#${e.kind === "boundary" ? "arrow-b" : "arrow"})` }));
+  g.append(svg("path", { d: path, class: "reach" }),
+    svg("path", { d: path, "marker-end": `url(#${/^boundary$/.test(e.kind) ? "arrow-b" : "arrow"})` }));
   e.text.forEach((t, i) => g.append(svg("text", { x: e.lx, y: e.ly + 13 * (i - (e.text.length - 1) / 2) + 3.5,
     class: t.startsWith("⟂") ? "why" : "" }, t)));
   return g;
@@ -76,7 +81,7 @@ function boxElement(b) {
   const g = svg("g", { class: `box kind-${b.kind} tone-${b.tone || "none"} ${b.mark ?? ""}${b.dim ? " dim" : ""}`,
     transform: `translate(${r(b.x - b.w / 2)} ${r(b.y - b.h / 2)})`, tip: b.tip || undefined,
     "data-key": b.key, tabindex: b.go ? 0 : undefined, role: b.go ? "button" : undefined,
-    "aria-label": b.title,
+    "aria-label": b.title, "data-lane": b.lane,
     onclick: b.go ? (event) => { event.stopPropagation(); b.go(); } : undefined,
     ondblclick: b.open ? (event) => { event.stopPropagation(); b.open(); } : undefined,
     onkeydown: (event) => { if (event.key === "Enter") { event.stopPropagation(); (b.go ?? b.open)?.(); } } });
@@ -88,6 +93,9 @@ function boxElement(b) {
     g.append(svg("rect", { class: "share-track", x: 10, y: b.h - 8, width: b.w - 20, height: 3, rx: 1.5 }),
       svg("rect", { class: "share", x: 10, y: b.h - 8, width: Math.max(0, (b.w - 20) * b.share), height: 3, rx: 1.5 }));
   }
+  // in lanes: what the kernel stores and why, where the arrows leave it
+  b.foot?.forEach((f, i) => g.append(svg("text", { class: "foot", x: b.w / 2, y: b.lane === "backward" ? -4 - 13 * (b.foot.length - 1 - i) : b.h + 11 + 13 * i, tip: f.tip,
+    onclick: (event) => { event.stopPropagation(); f.go(); } }, f.text)));
   return g;
 }
 

@@ -79,13 +79,13 @@ const tabContent = {
   },
   ops(k, d) {
     const origins = k.origins.map((o) => T.origins.get(o)).filter(Boolean);
-    const graph = d?.uops;
+    const graph = d?.ast ?? d?.uops;
     return [
       el("p", {}, k.ops.join(" → ") || "not recorded", k.forward.length ? el("span", { class: "quiet" }, `  gradient of ${k.forward.join(", ")}`) : ""),
       el("table", {}, el("thead", {}, el("tr", {}, ["operation", "line", "through", "name"].map((h) => el("th", {}, h)))),
         el("tbody", {}, origins.slice(0, 200).map((o) => el("tr", {}, el("td", {}, el("i", { class: `dot tone-${o.phase}` }), o.op), el("td", {}, place(o.frame),
           o.forward >= 0 ? el("small", {}, ` (forward: ${place(T.origins.get(o.forward)?.frame ?? -1)})`) : ""), el("td", {}, o.via.join(" → ")), el("td", {}, o.names.join(", ")))))),
-      graph ? el("button", { class: "big", onclick: () => go({ in: "uops", n: "" }) }, `draw its ${plural(graph.n, "UOp")}`) : el("p", { class: "quiet" }, "UOps were not recorded"),
+      graph ? el("button", { class: "big", onclick: () => go({ in: "uops", n: "" }) }, d.ast ? `draw its AST: ${plural(graph.n, "node")}` : `draw its ${plural(graph.n, "UOp")}`) : el("p", { class: "quiet" }, "UOps were not recorded"),
       graph ? opCounts(graph) : null];
   },
   loops(k) {

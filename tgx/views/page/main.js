@@ -60,7 +60,7 @@ function deeper() {
   if (S.in === "" && S.k >= 0) {
     const s = T.schedules.get(S.s), node = s && nodeAt(s.levels, S.g);
     const i = node?.[2]?.findIndex((child) => contains(child, S.k)) ?? -1;
-    if (i >= 0) go({ g: [S.g, i].filter((x) => x !== "").join(".") });
+    if (i >= 0 && members(node[2][i]).length > 1) go({ g: [S.g, i].filter((x) => x !== "").join(".") });
     else if (T.kernels.get(S.k).program >= 0) go({ in: "uops", n: "" });
   } else if (S.in === "uops") go({ tab: "steps" });
   else if (S.in === "" && !S.g) move(1);
@@ -120,6 +120,29 @@ addEventListener("mousemove", (event) => {
   tipAt(event, event.target.closest?.("[data-tip]")?.dataset.tip ?? "");
 });
 
+// **** the panes' borders can be dragged; a double click puts them back ****
+function borders() {
+  const main = document.querySelector("main");
+  let held = "";
+  const near = (event) => {
+    const left = byId("program").getBoundingClientRect().left, right = byId("kernel").getBoundingClientRect().left;
+    return Math.abs(event.clientX - left) < 5 ? "--left" : Math.abs(event.clientX - right) < 5 ? (main.classList.contains("wide") ? "--wide" : "--right") : "";
+  };
+  main.addEventListener("pointermove", (event) => {
+    main.style.cursor = held || near(event) ? "col-resize" : "";
+    if (!held) return;
+    const box = main.getBoundingClientRect();
+    const width = held === "--left" ? event.clientX - box.left : box.right - event.clientX;
+    main.style.setProperty(held, Math.max(120, Math.min(box.width - 300, width)) + "px");
+  });
+  main.addEventListener("pointerdown", (event) => {
+    held = near(event);
+    if (held) { main.setPointerCapture(event.pointerId); event.preventDefault(); }
+  });
+  main.addEventListener("pointerup", () => { held = ""; });
+  main.addEventListener("dblclick", (event) => { const which = near(event); if (which) main.style.removeProperty(which); });
+}
+
 async function start() {
   try {
     await loadCore();
@@ -134,6 +157,7 @@ async function start() {
   byId("stage").addEventListener("click", () => { if (S.u >= 0) go({ u: -1 }); });
   byId("stage").addEventListener("wheel", (event) => { if (event.ctrlKey) { event.preventDefault(); zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1); } }, { passive: false });
   addEventListener("click", (event) => { if (!byId("searchbox").contains(event.target)) byId("found").hidden = true; });
+  borders();
   addEventListener("popstate", () => paint());
   addEventListener("hashchange", () => paint());
   let waiting = 0;

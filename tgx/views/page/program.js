@@ -51,7 +51,7 @@ async function picture() {
   switch (S.in) {
     case "uops": {
       const k = T.kernels.get(S.k);
-      const graph = (await kernelDetail(k))?.uops;
+      const found = await kernelDetail(k), graph = found?.ast ?? found?.uops;
       return graph ? nodesPicture(graph) : quiet("This kernel's UOps were not recorded.", "uops");
     }
     case "lazy": {
@@ -73,8 +73,8 @@ function quiet(text, topic = "") {
 const keyOfKernel = (k) => {
   const s = T.schedules.get(S.s);
   const node = s && nodeAt(s.levels, S.g);
-  if (!node?.[2]) return "k" + k;
-  return "g" + node[2].findIndex((child) => contains(child, k));
+  const i = node?.[2]?.findIndex((child) => contains(child, k)) ?? -1;
+  return i < 0 || members(node[2][i]).length === 1 ? "k" + k : "g" + i;
 };
 
 // Kernels (or groups of them) of one level, and what passes between them.
@@ -94,7 +94,8 @@ function kernelsPicture(s) {
     const us = kernels.reduce((sum, k) => sum + Math.max(k.us, 0), 0);
     const chosen = ids.includes(S.k) || (S.l && ids.some((k) => lineKernels.has(k)));
     const one = kernels.length === 1 ? kernels[0] : null;
-    const common = { mark: chosen ? (ids.includes(S.k) ? "chosen" : "lit") : "",
+    const phases = kernels.map((k) => k.phase);
+    const common = { lane: ["forward", "backward", "optimizer", "data"].reduce((a, b) => (count(phases, b) > count(phases, a) ? b : a)), ids, mark: chosen ? (ids.includes(S.k) ? "chosen" : "lit") : "",
       share: facts.total ? us / (one || facts.most === 0 ? facts.most : facts.total) : undefined };
     if (common.share > 1) common.share = 1;
     if (one) return { ...common, key: "k" + one.id, title: one.name || one.tg, kind: one.kind, tone: tone(one),
@@ -105,7 +106,7 @@ function kernelsPicture(s) {
       small: [`${plural(kernels.length, "kernel")}${us ? " · " + time(us) : ""}`, us ? percent(us / facts.total) + " of the time" : ""],
       tip: `${child[0]}\n${plural(kernels.length, "kernel")}; click to go in`, go: open, open };
   });
-  const notes = node[2] ? [`${plural(members(node).length, "kernel")} in ${all.length} groups`] : [];
+  const notes = boxes.some((b) => b.kind === "graph") ? [`${plural(members(node).length, "kernel")} in ${all.length} boxes`] : [];
   if (gone) notes.push(`${plural(gone, "box").replace("boxs", "boxes")} of hidden phases`);
   return { ...withEdges(boxes, boxOf, facts, node), notes };
 }
@@ -119,6 +120,8 @@ function groupTone(kernels, facts) {
   const share = kernels.reduce((sum, k) => sum + Math.max(k.us, 0), 0) / (facts.total || 1);
   return "cost-" + [0.02, 0.05, 0.1, 0.25].filter((s) => share >= s).length;
 }
+
+const count = (list, x) => list.reduce((n, y) => n + (y === x), 0);
 
 const linesOf = (k) => {
   const paths = k.lines.map(([f, n]) => `${T.files.get(f).path.split("/").pop()}:${n}`);
@@ -149,6 +152,7 @@ function withEdges(boxes, boxOf, facts, node) {
     for (const b of k.writes) writtenBy.set(b, id);
   }
   const edges = [], told = new Set();
+  const lanes = new Set(boxes.map((b) => b.lane)).has("backward") && boxes.some((b) => b.lane === "forward");
   for (const [key, list] of between) {
     const [a, b] = key.split(" ").map(Number);
     const edge = bufferEdge(a, b, list), same = a + ":" + list.map(([x]) => x);
@@ -156,15 +160,15 @@ function withEdges(boxes, boxOf, facts, node) {
     told.add(same);
     edges.push(edge);
   }
-  const total = boxes.length;
-  const room = 60 - total;
+  if (lanes) return inLanes(boxes, edges, outside, boxOf);
+  const room = 60 - boxes.length;
   for (const [w, why] of order.filter((k) => boxOf.has(k)).flatMap((k) => (T.ends.get(k) ?? []).filter((x) => !x.readers.length && x.buffer >= 0).map((x) => [k, x]))) results.push([w, why]);
   if (!node[2] && outside.size + results.length <= Math.min(room, 24)) { // between groups is enough
     for (const [b, readers] of outside) {
       const buffer = T.buffers.get(b);
       boxes.push(bufferBox(buffer));
       for (const [i, box] of [...new Set(readers.map((k) => boxOf.get(k)))].entries()) {
-        edges.push({ a: boxes.length - 1, b: box, label: i ? [] : [bytes(buffer.nbytes)], tip: `${buffer.name} ${bytes(buffer.nbytes)}`, kind: "data", go: () => go({ b, k: -1, l: "" }) });
+        edges.push({ a: boxes.length - 1, b: box, label: i ? [] : [bytes(buffer.nbytes)], tip: `${buffer.name} ${bytes(buffer.nbytes)}`, kind: "data", buffers: [b], go: () => go({ b, k: -1, l: "" }) });
       }
     }
     for (const [w, why] of results) {
@@ -173,7 +177,45 @@ function withEdges(boxes, boxOf, facts, node) {
     }
   }
   if (!edges.length && boxes.length > 1) return orderEdges(boxes);
+  light(boxes, edges);
   return { ...drawing(boxes, edges, { name: "kernels and their buffers" }), boxes, edges };
+}
+
+// What the selected kernel reads and writes, or the selected buffer, stands out; the rest steps back.
+function light(boxes, edges) {
+  const at = boxes.findIndex((b) => b.ids?.includes(S.k));
+  if (at < 0 && S.b < 0) return;
+  for (const e of edges) e.mark = (S.b >= 0 ? e.buffers?.includes(S.b) : e.a === at || e.b === at) ? "lit" : "faint";
+}
+
+// Forward, backward and optimizer side by side: see lanes.js. A kernel's box says what it stores and
+// why; of the buffers from outside only those that no kernel changes are drawn (images, labels).
+function inLanes(boxes, edges, outside, boxOf) {
+  const forward = new Map(); // operation -> box
+  boxes.forEach((b, i) => { if (b.lane === "forward") for (const k of b.ids) for (const o of T.kernels.get(k).origins) forward.set(o, i); });
+  for (const b of boxes) {
+    if (b.lane === "backward") {
+      const votes = new Map();
+      for (const k of b.ids) for (const o of T.kernels.get(k).origins) {
+        const i = forward.get(T.origins.get(o).forward);
+        if (i !== undefined) votes.set(i, (votes.get(i) ?? 0) + 1);
+      }
+      b.anchors = [...votes].sort((x, y) => y[1] - x[1]).map(([i]) => i);
+    }
+    if (b.kind !== "graph") {
+      const ends = (T.ends.get(b.ids[0]) ?? []).filter((x) => x.buffer >= 0);
+      b.foot = ends.slice(0, 1).map((x) => ({ text: `⟂ ${short(x.brief, 30)} · ${bytes(T.buffers.get(x.buffer).nbytes)}${ends.length > 1 ? ` +${ends.length - 1}` : ""}`,
+        tip: x.because, go: () => go({ b: x.buffer, k: b.ids[0], tab: "why", l: "" }) }));
+    }
+  }
+  for (const [id, readers] of outside) {
+    const buffer = T.buffers.get(id), to = [...new Set(readers.map((k) => boxOf.get(k)))].filter((i) => boxes[i].lane === "forward");
+    if (buffer.kind !== "input" || !buffer.name || T.writers.has(id) || !to.length || boxes.length >= 60) continue;
+    for (const i of to) edges.push({ a: boxes.length, b: i, kind: "data", tip: `${buffer.name} ${bytes(buffer.nbytes)}`, buffers: [id], go: () => go({ b: id, k: -1, l: "" }) });
+    boxes.push({ ...bufferBox(buffer), lane: "data", anchors: to });
+  }
+  light(boxes, edges);
+  return { ...drawing(boxes, edges, { name: "kernels and their buffers", lanes: true }), boxes, edges };
 }
 
 function bufferBox(b) {
@@ -187,7 +229,7 @@ function bufferEdge(a, b, list) {
   const total = names.reduce((sum, x) => sum + x.nbytes, 0);
   const what = names.length === 1 ? names[0].name : plural(names.length, "buffer");
   const brief = [...new Set(reasons.map((x) => x.brief))];
-  return { a, b, kind: reasons.length ? "boundary" : "data",
+  return { a, b, kind: reasons.length ? "boundary" : "data", buffers: names.map((x) => x.id),
     label: [[short(what, 20), bytes(total)].filter(Boolean).join(" · "), brief.length ? "⟂ " + short(brief[0], 30) + (brief.length > 1 ? ` +${brief.length - 1}` : "") : ""],
     tip: [names.slice(0, 6).map((x) => `${x.name} ${x.shape} ${bytes(x.nbytes)}`).join("\n"),
       ...[...new Set(reasons.map((x) => x.because))].slice(0, 3)].join("\n"),
@@ -222,7 +264,23 @@ function nodesPicture(graph) {
     between.set(from + " " + c, (between.get(from + " " + c) ?? 0) + 1);
   }
   const edges = [...between].map(([key, n]) => ({ a: +key.split(" ")[0], b: +key.split(" ")[1], label: n > 1 ? ["×" + n] : [] }));
-  return { ...drawing(boxes, edges), boxes, edges, notes: [plural(graph.n, "node")] };
+  const lanes = graph.kind === "lazy" && !S.n && nodeLanes(graph, children, boxes);
+  return { ...drawing(boxes, edges, { lanes }), boxes, edges, notes: [plural(graph.n, "node")] };
+}
+
+// A Tensor graph that trains is drawn in lanes as its kernels are.
+function nodeLanes(graph, children, boxes) {
+  const forward = new Map();
+  children.forEach((child, c) => {
+    const ids = members(child);
+    boxes[c].lane = ids.some((i) => graph.op(i) === "PARAM") ? "data" : boxes[c].tone || (boxes[c].kind === "control" ? "optimizer" : "data");
+    if (boxes[c].lane === "forward") for (const i of ids) for (const o of graph.origins(i)) if (!forward.has(o)) forward.set(o, c);
+  });
+  boxes.forEach((b, c) => {
+    if (b.lane !== "backward") return;
+    b.anchors = [...new Set(members(children[c]).flatMap((i) => graph.origins(i)).map((o) => forward.get(T.origins.get(o)?.forward)).filter((x) => x !== undefined))];
+  });
+  return boxes.some((b) => b.lane === "backward") && boxes.some((b) => b.lane === "forward");
 }
 
 function nodeBox(graph, i, extra = {}) {

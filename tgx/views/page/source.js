@@ -16,10 +16,10 @@ painters.push((changed) => {
   if (!user.some((f) => f.id === sourceFile)) sourceFile = mostUsed(user);
   const file = T.files.get(sourceFile);
   const tabs = user.length > 1
-    ? el("select", { "aria-label": "source file", onchange: (e) => { sourceFile = +e.target.value; paintSource(file, lit); paint(true); } },
+    ? el("select", { "aria-label": "source file", onchange: (e) => { sourceFile = +e.target.value; paint(true); } },
       user.map((f) => el("option", { value: f.id, selected: f.id === sourceFile }, f.path)))
     : el("span", {}, file.path);
-  paintSource(file, lit, tabs);
+  paintSource(file, lit, tabs, any(changed, "s"));
 });
 
 // lines that belong to what is selected
@@ -36,7 +36,7 @@ function mostUsed(user) {
   return user.reduce((best, f) => (use(f) > use(best) ? f : best)).id;
 }
 
-function paintSource(file, lit, tabs) {
+function paintSource(file, lit, tabs, fresh = false) {
   const pane = byId("source");
   const facts = scheduleFacts(S.s);
   const shares = new Map(); // line -> {us, kernels, phases}
@@ -72,7 +72,7 @@ function paintSource(file, lit, tabs) {
   }
   pane.replaceChildren(el("h2", {}, tabs ?? file.path), list);
   pane.scrollTop = keep;
-  const target = list.querySelector(".lit");
+  const target = list.querySelector(".lit") ?? (fresh && list.querySelector(".has"));
   if (target) {
     const a = target.getBoundingClientRect(), b = pane.getBoundingClientRect();
     if (a.top < b.top + 30 || a.bottom > b.bottom) pane.scrollTop += a.top - b.top - b.height / 3;

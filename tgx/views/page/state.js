@@ -27,6 +27,8 @@ function parseHash() {
   if (!T.schedules.get(out.s)) out.s = T.show;
   if (!T.kernels.get(out.k)) out.k = -1;
   if (!T.buffers.get(out.b)) out.b = -1;
+  const own = (T.kernels.get(out.k) ?? T.buffers.get(out.b))?.schedule; // a link may name only these
+  if (own >= 0 && !/[#&]s=/.test(currentHash())) out.s = own;
   return out;
 }
 

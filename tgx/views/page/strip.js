@@ -11,14 +11,15 @@ painters.push((changed) => {
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const toneColours = {};
-function colourOf(toneName) {
-  if (!(toneName in toneColours)) {
+function colourOf(toneName, part = "--fill") {
+  const key = toneName + part;
+  if (!(key in toneColours)) {
     const probe = el("i", { class: "tone-" + toneName, hidden: true });
     document.body.append(probe);
-    toneColours[toneName] = getComputedStyle(probe).getPropertyValue("--fill").trim() || "#999";
+    toneColours[key] = getComputedStyle(probe).getPropertyValue(part).trim() || "#999";
     probe.remove();
   }
-  return toneColours[toneName];
+  return toneColours[key];
 }
 
 function canvas(width, height, paintIt) {
@@ -50,6 +51,13 @@ function timeline(facts) {
       g.fillStyle = colourOf(tone(k));
       const tall = facts.most ? 6 + 30 * Math.sqrt(Math.max(k.us, 0) / facts.most) : 24;
       g.fillRect(x, height - 6 - tall, Math.max(w - (w > 3 ? 0.6 : 0), 0.5), tall);
+      if (w > 44 && tall > 15) { // room for a name
+        g.font = "11px system-ui, sans-serif";
+        g.fillStyle = colourOf(tone(k), "--ink");
+        let text = k.name;
+        while (text.length > 4 && g.measureText(text).width > w - 8) text = text.slice(0, -2).trimEnd() + (text.endsWith("…") ? "" : "…");
+        g.fillText(text, x + 4, height - 6 - tall / 2 + 4, w - 6);
+      }
       if (k.id === S.k || lit.has(k.id)) {
         g.globalAlpha = 1;
         g.fillStyle = css("--accent");
@@ -107,7 +115,8 @@ function memoryChart(facts) {
   return [el("h2", {}, "memory", el("small", {}, peakText + (holders.length ? ": " : ""), holders.map((b, i) => [i ? ", " : "", el("button", { class: "link", onclick: () => go({ b: b.id, k: -1, l: "" }) }, short(b.name || "buffer " + b.id, 26))]))), c];
 }
 
-const life = (b, last) => [Math.max(b.first, 0), b.last < 0 ? last : Math.min(b.last, last)];
+// what comes from outside, or is the program's own result, is there before and after
+const life = (b, last) => (["input", "output", "constant"].includes(b.kind) ? [0, last] : [Math.max(b.first, 0), b.last < 0 ? last : Math.min(b.last, last)]);
 function planned(facts) {
   const last = facts.kernels.length - 1;
   const change = new Float64Array(last + 3);
@@ -168,7 +177,13 @@ function roofline(kernels, w, h) {
   for (let e = y0; e <= y1; e++) root.append(svg("line", { x1: L, x2: w - 12, y1: Y(10 ** e), y2: Y(10 ** e), class: "grid" }), svg("text", { x: L - 6, y: Y(10 ** e) + 4, class: "tick end" }, rate(10 ** e, "F")));
   root.append(svg("text", { x: (L + w) / 2, y: h - 4, class: "tick mid" }, "operations a byte"));
   root.append(svg("path", { class: "roof", d: `M${X(10 ** x0)} ${Y(Math.max(width * 10 ** x0, 10 ** y0))}L${X(corner)} ${Y(peak)}L${w - 12} ${Y(peak)}` }));
-  const most = Math.max(...dots.map((d) => d.k.us));
+  const most = Math.max(...dots.map((d) => d.k.us)), named = [];
+  if (w > 500) for (const d of [...dots].sort((a, b) => b.k.us - a.k.us).slice(0, 8)) { // the slowest say their names, where there is room
+    const x = X(d.x) + 12, y = Y(d.y) + 4, text = short(d.k.name, 28), right = x + textWidth(text, 11) < w - 12;
+    if (named.some(([nx, ny]) => Math.abs(nx - x) < 150 && Math.abs(ny - y) < 13)) continue;
+    named.push([x, y]);
+    root.append(svg("text", { class: right ? "tick" : "tick end", x: right ? x : x - 24, y }, text));
+  }
   for (const { k, x, y } of dots) root.append(svg("circle", { cx: X(x), cy: Y(y), r: 3 + 7 * Math.sqrt(k.us / most), class: `dot tone-${tone(k)} ${k.id === S.k ? "chosen" : ""}`, tip: `${k.name}\n${rate(y, "F")}, ${x.toPrecision(3)} operations a byte\n${percent(k.of_roof)} of the roof`, onclick: () => selectKernel(k.id) }));
   return root;
 }
