@@ -36,7 +36,7 @@ def room(ours: str = "", others: str = "") -> Room:
 
 ALL = (
     "adapter bench codec devices hardware kernels model passes recording settings views "
-    "__version__ TgxError"
+    "puzzles __version__ TgxError"
 )
 
 # The first row that a path starts with is its room.
@@ -54,6 +54,7 @@ WALLS = {
     ),
     # runs the same programs on tinygrad and on its peers, each in a process of its own
     "tgx/bench/": room("settings adapter devices __version__", "tinygrad llvmlite numpy torch jax"),
+    "tgx/puzzles/": room("devices", "tinygrad llvmlite"),
     "tgx/__init__.py": room("adapter"),
     "tgx/recording.py": room("adapter codec model settings views"),
     "tgx/__main__.py": room("cli"),

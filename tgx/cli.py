@@ -32,6 +32,7 @@ from tgx.commands import (
     doctor,
     extract,
     profile,
+    puzzle,
     run,
     show,
     trace,
@@ -107,6 +108,11 @@ COMMANDS: dict[str, Command] = {
         "what each kernel of a script will cost on a board that is not here",
         "tgx profile --device jetson-orin-nano-super --mode 15W examples/mnist.py",
         profile,
+    ),
+    "puzzle": Command(
+        "ten small exercises, each checked at once",
+        "tgx puzzle 1",
+        puzzle,
     ),
     "devices": Command(
         "what devices there are, and which work here; profiles of boards that are elsewhere",
