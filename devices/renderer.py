@@ -100,6 +100,8 @@ class Body:
         self.kernel = kernel
         self.names: dict[UOp, str] = {}
         self.lines: list[str] = []
+        self.sources: list[UOp] = []  # of each line, the UOp it was written for
+        self.parameters: list[UOp] = []
         self.stack_slots: list[str] = []  # allocas, in the entry block: LLVM makes them registers
         self.counter = 0
         self.index_math = index_math(uops)
@@ -536,22 +538,27 @@ class TGXRenderer(Renderer):
             print(f"{name:<25} {record}")
         if text is not None:
             return text
-        body, parameters = Body(name, uops), []
+        return record.line() + "\n" + module_text(name, self.written(name, uops))
+
+    def written(self, name: str, uops: list[UOp]) -> Body:
+        """The kernel's body, UOp by UOp."""
+        body = Body(name, uops)
         for u in uops:
             if u.op is Ops.PARAM:
                 body.names[u] = f"%data{u.arg.slot}" if is_pointer(u) else f"%{u.expr}"
-                parameters.append(u)
+                body.parameters.append(u)
             elif u.op in EMIT:
                 EMIT[u.op](body, u)
             else:
                 raise no_row(body, u)
-        return record.line() + "\n" + module_text(name, parameters, body)
+            body.sources += [u] * (len(body.lines) - len(body.sources))
+        return body
 
 
-def module_text(name: str, parameters: list[UOp], body: Body) -> str:
+def module_text(name: str, body: Body) -> str:
     """Two functions: the body, with typed arguments that LLVM may assume do not overlap, and the
     entry, which unpacks the argument words for it."""
-    parameters = sorted(parameters, key=lambda u: (not is_pointer(u), u.arg.slot))
+    parameters = sorted(body.parameters, key=lambda u: (not is_pointer(u), u.arg.slot))
     declared = ", ".join(f"ptr noalias {body[u]}" if is_pointer(u) else
                          f"{llvm_type(u.dtype)} {body[u]}" for u in parameters)
     entry = []

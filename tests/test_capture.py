@@ -17,7 +17,7 @@ from tinygrad.uop.ops import PatternMatcher, UOp
 
 import tgx
 from tgx import codec
-from tgx.adapter import capture
+from tgx.adapter import hooks
 from tgx.model import Trace
 from tgx.passes.replay import replay
 
@@ -55,18 +55,18 @@ def patched_things() -> dict[str, object]:
     from tinygrad.schedule import indexing, rangeify
 
     modules = (
-        capture.tg_tensor,
-        capture.tg_jit,
-        capture.tg_realize,
-        capture.tg_gradient,
-        capture.tg_schedule,
+        hooks.tg_tensor,
+        hooks.tg_jit,
+        hooks.tg_realize,
+        hooks.tg_gradient,
+        hooks.tg_schedule,
         indexing,
         rangeify,
         sys.modules["tinygrad.uop.ops"],
         sys.modules["tinygrad.codegen"],
     )
     found = {f"{m.__name__}.{k}": v for m in modules for k, v in vars(m).items()}
-    for kind in (Tensor, Buffer, UOp, capture.tg_jit._TinyJit):
+    for kind in (Tensor, Buffer, UOp, hooks.tg_jit._TinyJit):
         found |= {f"{kind.__name__}.{k}": v for k, v in vars(kind).items()}
     kinds = (PatternMatcher, type(lambda: 0), type(len), type, property, WeakKeyDictionary)
     return {k: v for k, v in found.items() if isinstance(v, kinds)}

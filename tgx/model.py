@@ -683,8 +683,9 @@ class Check:
     """A gradient beside the central difference (f(x+h) - f(x-h)) / 2h, in float64.
 
     ``at`` are the places looked at, as indices into the flat tensor; ``gradient`` and
-    ``difference`` the two numbers at each. ``error`` is the largest difference between them,
-    relative to the larger of the two where that is above 1 (-1: not checked, ``why`` says why).
+    ``difference`` the two numbers at each. ``error`` is the largest distance between them,
+    relative to the larger of the two or to the tensor's root mean square, whichever is largest
+    (-1: not checked, ``why`` says why).
     ``kink`` is true where the slopes left and right differ: there is no derivative then, and the
     rule chose a value.
     """

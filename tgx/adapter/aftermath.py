@@ -58,7 +58,7 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
             opts=known.opts,
             loops=known.loops,
             sources=known.sources,
-            code=(*record.code, *known.code),
+            code=_panes(record.code, known.code),
             compile_us=live.programs[0].compile_us if live else -1.0,
         )
         recorder.bundle(steps.joined(recorder, fragment, program=number))
@@ -71,6 +71,12 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
             f"optimisation decisions were not seen"
         )
     return missing
+
+
+def _panes(early: tuple[model.Code, ...], late: tuple[model.Code, ...]) -> tuple[model.Code, ...]:
+    """What was written while the program ran, and what is known of it now."""
+    known = {c.level for c in late}
+    return (*late, *(c for c in early if c.level not in known))
 
 
 # **** remembered from one recording to the next ****

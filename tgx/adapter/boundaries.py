@@ -144,6 +144,12 @@ REASONS: dict[str, Reason] = {
         "{Value} is one device's piece of a tensor that is spread over several.",
         "",
     ),
+    "allreduce": Reason(
+        "summed over devices",
+        "{Value} is spread over several devices, each of which has a part of it. The parts are "
+        "copied from device to device and added there, and copies need plain memory.",
+        "",
+    ),
     "precompiled": Reason(
         "border of a precompiled function",
         "{Value} crosses the border of a function that is scheduled by itself (precompile).",
@@ -151,7 +157,9 @@ REASONS: dict[str, Reason] = {
     ),
 }
 
-OPAQUE = {"copy", "copy-source", "custom-kernel", "custom-output", "devices", "precompiled"}
+OPAQUE = {
+    "copy", "copy-source", "custom-kernel", "custom-output", "devices", "allreduce", "precompiled",
+}  # fmt: skip
 """Reasons whose reader is no kernel of tinygrad's: nothing could be fused into it, so there is no
 proof."""
 

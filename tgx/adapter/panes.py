@@ -14,27 +14,28 @@ from typing import Any
 from tinygrad.uop.ops import UOp
 
 from tgx import model
+from tgx.adapter import lines
+from tgx.adapter.wording import closed, language
 
 
 def added(record: model.Program, prg: UOp) -> model.Program:
-    """A program with the panes below its source."""
+    """A program with its source, the lines of which know their UOps, and the panes below it."""
     source = prg.src[2].arg if len(prg.src) > 2 else ""
     binary = prg.src[3].arg if len(prg.src) > 3 else b""
-    code = list(record.code)
-    have = {c.level for c in code}
-    compiler = _compiler(record.device)
-    for c in _below(record.device, compiler, source, binary):
-        if c.level not in have and c.text:
-            code.append(c)
-    return replace(record, code=tuple(code))
+    renderer = _renderer(record.device)
+    code = model.Code("source", source, language(source))
+    below = _below(record.device, getattr(renderer, "compiler", None), source, binary)
+    if renderer is not None:
+        code = lines.traced(code, prg, [*closed(prg.src[1].src)], renderer)
+    return replace(record, code=(code, *(c for c in below if c.text)) if source else ())
 
 
 @functools.cache
-def _compiler(device: str) -> Any:
+def _renderer(device: str) -> Any:
     from tinygrad import Device
 
     try:
-        return Device[device.split(",")[0]].renderer.compiler
+        return Device[device.split(",")[0]].renderer
     except Exception:  # a device that is not here: a trace can still be made of its source
         return None
 
@@ -67,5 +68,5 @@ def disassembled(binary: bytes) -> str:
             text=True,
             timeout=30,
         )
-    lines = done.stdout.splitlines()
-    return "\n".join(line for line in lines if line and "file format" not in line)
+    rows = done.stdout.splitlines()
+    return "\n".join(row for row in rows if row and "file format" not in row)

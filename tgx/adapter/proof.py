@@ -21,7 +21,8 @@ from tgx.adapter.boundaries import Decision, Decisions
 from tgx.adapter.provenance import Follow, Tokens, current, following
 
 if TYPE_CHECKING:
-    from tgx.adapter.capture import Session, Template
+    from tgx.adapter.capture import Session
+    from tgx.adapter.templates import Template
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def kernels_of(template: Template, without: Decision | int | None = None) -> int
     """How many kernels a graph becomes with its decisions frozen, except ``without``: a decision,
     or a place in the graph of a STORE that fills an output (it is then not stored, but used where
     it is read)."""
-    from tgx.adapter.capture import rebuild_graph
+    from tgx.adapter.templates import rebuild_graph
 
     nodes = rebuild_graph(template.structure)
     follow = Follow()

@@ -26,6 +26,7 @@ from tinygrad.uop.ops import UOp
 from tgx import codec, model
 from tgx.adapter import loops
 from tgx.adapter.provenance import Follow, following
+from tgx.adapter.wording import argument_text, closed, dtype_name
 
 INNER = {"kernel split"}  # passes inside a rule that are shown as passes
 
@@ -101,23 +102,14 @@ class StepRecorder:
 
     def records(self, short: Callable[[str], str], passes_of: dict[str, int]) -> model.Trace:
         """What was recorded, as a trace of its own: one table, its passes, their rules."""
-        from tgx.adapter.writing import argument_text, dtype_name
-
         nodes = list(self.rows)
-        words: dict[Any, str] = {}
-
-        def dtype(n: UOp) -> str:
-            if n.dtype not in words:
-                words[n.dtype] = dtype_name(n.dtype)
-            return words[n.dtype]
-
         rows = self.rows
         table = model.Graph(
             0,
             "table",
             "",
             tuple(n.op.name for n in nodes),
-            tuple(map(dtype, nodes)),
+            tuple(dtype_name(n.dtype) for n in nodes),
             (),
             tuple(argument_text(n) for n in nodes),
             tuple(tuple(rows[s] for s in n.src) for n in nodes),
@@ -265,8 +257,6 @@ def observed(
     fragment = model.Trace()
     sources: tuple[tuple[int, ...], ...] = ()
     if recorder is not None:
-        from tgx.adapter.writing import closed
-
         fragment = recorder.records(str, {"program": -1})
         sources = tuple(follow.get(n) or () for n in closed(program.src[1].src))
     record = model.Program(
