@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 MARK = "_tgx_mark"
+WALK = "_tgx_walk"  # a node of a backward walk, see tgx.adapter.gradients
 
 Marks = tuple[int, ...]
 
