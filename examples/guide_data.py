@@ -22,6 +22,7 @@ running what it says, and every complaint says what was found, what was expected
 
 import argparse
 import csv
+import functools
 import hashlib
 import http.client
 import io
@@ -92,9 +93,14 @@ class Table:
 
 def mnist(folder: str | Path | None = None) -> Images:
     """MNIST as it came with tgx, or the four idx files in `folder` (plain, .gz or .xz)."""
-    paths = {field: find(name, HERE / "mnist" if folder is None else Path(folder))
-             for field, (name, _, _) in MNIST_FILES.items()}
-    return idx_images(paths, Images.classes, check=folder is None)
+    return our_mnist(HERE) if folder is None else idx_images(
+        {field: find(name, Path(folder)) for field, (name, _, _) in MNIST_FILES.items()})
+
+
+@functools.cache  # unpacking takes most of a second, and a lesson may ask several times
+def our_mnist(here: Path) -> Images:
+    paths = {field: find(name, here / "mnist") for field, (name, _, _) in MNIST_FILES.items()}
+    return idx_images(paths, check=True)
 
 
 def fashion_mnist(folder: str | Path | None = None) -> Images:
@@ -144,9 +150,18 @@ def load(name: str, folder: str | Path | None = None) -> Images | Table:
     return SETS[name](folder)
 
 
+def at_hand(name: str) -> bool:
+    """Can it be loaded without a download?"""
+    needed = {"fashion-mnist": ("fashion-mnist", [*FASHION.values()]),
+              "cifar10": ("cifar10", [CIFAR10])}
+    folder, remotes = needed.get(name, ("", []))
+    return all((cache() / folder / remote.name).is_file() for remote in remotes)
+
+
 # ---- idx files: MNIST and Fashion-MNIST ----------------------------------------------------------
 
-def idx_images(paths: Mapping[str, Path], classes: tuple[str, ...], check: bool = False) -> Images:
+def idx_images(paths: Mapping[str, Path], classes: tuple[str, ...] = Images.classes,
+               check: bool = False) -> Images:
     """The four files as arrays; `check` compares them with MNIST's."""
     arrays = {}
     for field, (name, sizes, sha256) in MNIST_FILES.items():
@@ -335,6 +350,10 @@ class Remote:
     size: int
     sha256: str
 
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
 
 FASHION = {field: Remote("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
                          f"{MNIST_FILES[field][0]}.gz", size, sha256)
@@ -354,7 +373,7 @@ def cache() -> Path:
 
 def fetch(remote: Remote, folder: str) -> Path:
     """The file in the cache's `folder`; downloaded if it is not there yet."""
-    path = cache() / folder / remote.url.rpartition("/")[2]
+    path = cache() / folder / remote.name
     by_hand = f"Or put it there by hand: download {remote.url}\nand save it as {path}"
     if path.is_file():
         if problem := unlike(path, remote):
@@ -403,7 +422,7 @@ def download(remote: Remote, part: Path) -> None:
         if answer.status != 206:  # 206 = partial content: the server goes on from there
             done = 0
         task = bar.add_task("downloading", total=remote.size, completed=done,
-                            now=remote.url.rpartition("/")[2])
+                            now=remote.name)
         with part.open("ab" if done else "wb") as file:
             while done < remote.size:
                 piece = answer.read(min(2**18, remote.size - done))
