@@ -1,0 +1,274 @@
+"""The guide's lessons 8 and 11 to 14, and the networks and files they share.
+
+tests/checklist.md says which test holds which numbered fact of the guide; puzzles (15) have
+test_puzzles.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_lessons import lesson
+
+# ---- 8: convolution ------------------------------------------------------------------------------
+
+def test_the_guides_convolution_in_full():
+    it = lesson(8)
+    assert it.conv_loop(it.EXAMPLE[None], it.FILTER[None, None])[0].tolist() == [
+        [14, 19, 24], [26, 31, 36], [14, 19, 24]]
+    assert 1 + 3 + 6 + 1 + 3 == 14
+
+
+@pytest.mark.parametrize("size, k, padding, stride", [
+    (5, 3, 0, 1), (9, 3, 1, 1), (12, 5, 2, 2), (11, 4, 0, 3), (8, 1, 0, 2), (7, 7, 3, 2)])
+def test_convolution_as_loops_as_a_product_as_conv2d(size, k, padding, stride):
+    it, rng = lesson(8), np.random.default_rng(size)
+    x, w = rng.normal(size=(3, size, size + 1)), rng.normal(size=(4, 3, k, k))
+    loops = it.conv_loop(x, w, padding, stride)
+    assert loops.shape == (4, it.out_size(size, k, padding, stride),
+                           it.out_size(size + 1, k, padding, stride))
+    np.testing.assert_allclose(it.conv_matmul(x, w, padding, stride), loops, atol=1e-12)
+    np.testing.assert_allclose(it.conv_tinygrad(x, w, padding, stride), loops, atol=1e-4)
+    assert it.im2col(x, k, padding, stride).shape == (loops[0].size, 3 * k * k)
+
+
+def test_networks_do_not_turn_the_filter():
+    it = lesson(8)
+    lop = np.array([[1, 2, 0], [0, 1, 0], [0, 0, 0]])[None, None]
+    image = it.EXAMPLE[None]
+    turned = it.conv_loop(image, lop[:, :, ::-1, ::-1])
+    here = it.conv_loop(image, lop)
+    np.testing.assert_array_equal(it.conv_tinygrad(image, lop), here)
+    assert (here != turned).any()
+    for i, j in np.ndindex(3, 3):  # mathematics' convolution: the sum over f(a)·g(x - a)
+        assert turned[0, i, j] == sum(image[0, i + 2 - a, j + 2 - b] * lop[0, 0, a, b]
+                                      for a, b in np.ndindex(3, 3))
+
+
+def test_output_sizes():
+    it = lesson(8)
+    for (size, k, padding, stride), out in {(5, 3, 0, 1): 3, (28, 3, 1, 1): 28,
+                                            (224, 7, 3, 2): 112, (32, 5, 0, 1): 28}.items():
+        assert it.out_size(size, k, padding, stride) == out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_output_sizes_are_conv2ds(seed):
+    from tinygrad import Tensor
+    rng = np.random.default_rng(seed)
+    k, padding, stride = int(rng.integers(1, 8)), int(rng.integers(0, 5)), int(rng.integers(1, 5))
+    size = int(rng.integers(k, 40))
+    made = Tensor.empty(1, 1, size, size).conv2d(Tensor.empty(1, 1, k, k), padding=padding,
+                                                 stride=stride)
+    assert made.shape[2:] == (lesson(8).out_size(size, k, padding, stride),) * 2
+
+
+def test_the_pooling_figure():
+    from tinygrad import Tensor
+    it = lesson(8)
+    assert it.max_pool(it.POOLING).tolist() == [[6, 8], [8, 6]]
+    assert it.max_pool(it.POOLING, 1, 2).tolist() == [[3, 4], [6, 8], [3, 4], [8, 6]]  # the guide's
+    pooled = Tensor(it.POOLING.astype(np.float32))[None, None].max_pool2d(2)
+    assert pooled[0, 0].tolist() == [[6, 8], [8, 6]]
+
+
+def test_pooling_blames_the_largest():
+    it = lesson(8)
+    assert it.blame(1, 2, 4, 3) == [0, 0, 1, 0]
+    assert it.blame(5, 5, 5, 5) == [0.25] * 4 and it.blame(7, 1, 7, 2) == [0.5, 0, 0.5, 0]
+
+
+def test_what_convolution_saves():
+    from guide_networks import parameters
+    from tinygrad import nn
+    it = lesson(8)
+    first = nn.Linear(224 * 224 * 3, 1024)
+    assert 224 * 224 * 3 == 150_528
+    assert (first.weight.numel(), first.bias.numel()) == (154_140_672, 1024)
+    assert parameters(nn.Conv2d(1, 32, 3)) == 320
+    assert parameters(nn.Linear(784, 28 * 28 * 32)) == 19_694_080
+    for channels, times in ((64, 7.9), (256, 8.7)):
+        assert it.separable(channels) == pytest.approx(times, abs=0.05)
+        assert it.separable(channels) == pytest.approx(1 / (1 / channels + 1 / 9))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_convolution_moves_along_and_only_pooling_forgets_where(seed):
+    apart = lesson(8).equivariance(seed)
+    assert apart["conv"] < 1e-5 and apart["pooled"] < 1e-5 < 0.1 < apart["dense"]
+
+
+def test_a_dense_network_cannot_tell_mixed_up_pixels():
+    import mnist
+    from tinygrad import nn
+    it = lesson(8)
+    digits = it.few(it.load_mnist(), 64, 64)
+    order = np.random.default_rng(0).permutation(784)
+    mixed = it.mixed_up(digits, order)
+    model = mnist.build("mlp")
+    straight = model(mnist.pixels(nn.Tensor(digits.test_images))).numpy()
+    model.layer1.weight.assign(model.layer1.weight[:, order.tolist()].contiguous()).realize()
+    np.testing.assert_allclose(model(mnist.pixels(nn.Tensor(mixed.test_images))).numpy(), straight,
+                               atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_convolutional_network_can_tell_mixed_up_pixels():
+    it = lesson(8)
+    plain, mixed = it.learn_mixed_up(it.few(it.load_mnist(), 6400, 2000), 3)
+    assert mixed < plain - 0.08
+
+
+def test_the_cnns_shapes_from_picture_to_answer():
+    import mnist
+    it = lesson(8)
+    image = it.load_mnist().test_images[0]
+    model = mnist.build("cnn")
+    values = it.stages(model, image)
+    assert [value.shape[1:] for value in values.values()] == [
+        (1, 28, 28), (32, 28, 28), (32, 14, 14), (64, 14, 14), (64, 7, 7), (3136,), (128,), (10,),
+        (10,)]
+    assert values["softmax"].numpy().sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(values["fc2"].numpy(),
+                               model(mnist.pixels(mnist.Tensor(image[None]))).numpy(), atol=1e-5)
+
+
+NETWORKS = {  # parameters, layers with weights
+    "LeNet-5": (60_000, 7), "LeNet-5, as written today": (61_706, 5),
+    "AlexNet": (60_965_224, 8), "AlexNet, torchvision": (61_100_840, 8),
+    "VGG-16": (138_357_544, 16), "ResNet-50": (25_557_032, 50), "MobileNetV2": (3_504_872, 53),
+    "EfficientNet-B0": (5_288_548, 50), "ResNet-18": (11_689_512, 18),
+    "MobileNetV3-Small": (2_542_856, 36)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_tables_networks_have_exactly_their_parameters(name):
+    import guide_networks as it
+    from tinygrad import Tensor
+    assert list(it.NETWORKS) == list(NETWORKS)
+    row, model = it.NETWORKS[name], it.NETWORKS[name].build()
+    assert (it.parameters(model), it.weight_layers(model)) == NETWORKS[name]
+    assert (row.parameters, row.layers) == NETWORKS[name]
+    assert model(Tensor.empty(2, *row.input[1:])).shape == (2, 10 if "LeNet" in name else 1000)
+
+
+def test_lenets_parts_are_the_papers():
+    import guide_networks as it
+    net = it.LeNet5()
+    parts = [it.parameters(part) for part in (net.c1, net.s2, net.c3, net.s4, net.c5, net.f6)]
+    assert parts == [156, 12, 1516, 32, 48_120, 10_164]
+    assert [len(maps) for maps in net.SEES] == [3] * 6 + [4] * 9 + [6]
+    assert len({tuple(sorted(maps)) for maps in net.SEES}) == 16
+
+
+def test_every_top_5_number_names_its_source():
+    import guide_networks as it
+    for name, row in it.NETWORKS.items():
+        if row.guide and row.guide[1] != "—":
+            assert "(" in row.top5 or "paper" in row.top5, name
+    top5 = {name: row.top5 for name, row in it.NETWORKS.items()}
+    assert "81.8" in top5["AlexNet"] and "90.38" in top5["VGG-16"]
+    assert "92.86" in top5["ResNet-50"] and "90.29" in top5["MobileNetV2"]
+    assert "B7" in top5["EfficientNet-B0"] and "93.3" in top5["EfficientNet-B0"]
+
+
+@pytest.mark.parametrize("name", ["LeNet-5, as written today", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in (
+        "LeNet-5", "ResNet-18", "MobileNetV2", "MobileNetV3-Small", "EfficientNet-B0"))])
+def test_the_networks_run(name):
+    import guide_networks as it
+    from tinygrad import Tensor
+    Tensor.manual_seed(0)
+    row = it.NETWORKS[name]
+    out = row.build()(Tensor.randn(*row.input)).numpy()
+    assert np.isfinite(out).all() and out.std() > 0
+
+
+def test_filters_and_maps_as_pictures():
+    it = lesson(8)
+    tiles = it.signed(np.array([[[1.0, -1.0], [0.0, 0.5]]]))
+    assert tiles[0, 0].tolist() == [[0, 114, 178], [213, 94, 0]]
+    assert tiles[0, 1, 0].tolist() == [255, 255, 255]
+    page = it.mosaic(np.zeros((32, 3, 3, 3), np.uint8), 8)
+    assert page.shape == (15, 31, 3) and (page[3] == 255).all() and (page[0, :3] == 0).all()
+    assert it.grey(np.array([[[0.0, 2.0]]]))[0, 0, :, 0].tolist() == [255, 20]
+
+
+# ---- CIFAR-10 ------------------------------------------------------------------------------------
+
+TRAIN, TEST = 60, 40  # pictures a batch of the generated data
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory) -> Path:
+    """Data of CIFAR-10's form that a network can learn: each class has a colour of its own."""
+    folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    colours = rng.integers(0, 256, (10, 3, 1, 1))
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        labels = rng.integers(0, 10, TEST if name == "test_batch" else TRAIN).astype(np.uint8)
+        noise = rng.normal(scale=30, size=(len(labels), 3, 32, 32))
+        images = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+        (folder / f"{name}.bin").write_bytes(
+            np.concatenate([labels[:, None], images.reshape(len(labels), -1)], 1).tobytes())
+    return folder
+
+
+def test_pictures_are_moved_and_mirrored_and_stay_themselves():
+    import cifar as it
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (50, 2, 3, 32, 32), dtype=np.uint8)
+    moved = it.moved_and_mirrored(images, np.random.default_rng(1))
+    assert moved.shape == images.shape and moved.dtype == np.uint8
+    again = it.moved_and_mirrored(images, np.random.default_rng(1))
+    np.testing.assert_array_equal(moved, again)
+    mirrored = 0
+    for old, new in zip(images.reshape(-1, 3, 32, 32), moved.reshape(-1, 3, 32, 32), strict=True):
+        centre = new[:, 4:28, 4:28]  # what is certainly not black that came in
+        places = [(m, i, j) for m, view in enumerate((old, old[:, :, ::-1])) for i in range(9)
+                  for j in range(9) if (view[:, i:i + 24, j:j + 24] == centre).all()]
+        assert places, "each is a piece of the original, or of its mirror image"
+        mirrored += places[0][0]
+    assert 30 < mirrored < 70
+    nothing = it.moved_and_mirrored(images, np.random.default_rng(3), by=0)
+    flips = (nothing != images).any((2, 3, 4))
+    np.testing.assert_array_equal(nothing[flips], images[flips][:, :, :, ::-1])
+
+
+def test_the_cifar_network_is_residual_and_has_its_size():
+    import guide_networks as it
+    from tinygrad import Tensor
+    model = it.small_residual(32)
+    assert it.weight_layers(model) == 9 and it.parameters(model) == 1_646_122
+    assert model(Tensor.empty(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("network", [
+    "one layer", pytest.param("the real one", marks=pytest.mark.slow)])
+def test_cifars_training_from_files_to_curves(network, cifar, tmp_path, monkeypatch, capsys):
+    import cifar as it
+    from guide_networks import Network, conv, global_mean, nn
+    if network == "one layer":
+        monkeypatch.setattr(it, "small_residual", lambda width: Network(
+            *conv(3, 8), global_mean, nn.Linear(8, 10)))
+    monkeypatch.setattr(sys, "argv", [
+        "cifar.py", "--data", str(cifar), "--epochs", "10", "--batch", "30", "--width", "4", "--lr",
+        "0.02", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr("mnist.TEST_BATCH", 20)
+    with pytest.raises(SystemExit) as end:
+        it.main()
+    assert end.value.code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["train_samples"] == 5 * TRAIN and metrics["test_samples"] == TEST
+    assert metrics["test_accuracy"] > 0.5, "chance is 0.1"
+    assert {"curves.svg", "curves.csv", "weights.npz", "weights.safetensors"} <= {
+        path.name for path in (tmp_path / "run").iterdir()}
+    assert "CIFAR-10" in capsys.readouterr().out
+
+
+def test_cifar_without_its_data_says_where_to_put_it(tmp_path, monkeypatch):
+    import cifar as it
+    monkeypatch.setattr(sys, "argv", ["cifar.py", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: no data_batch_1"):
+        it.main()
