@@ -29,6 +29,8 @@ from tinygrad.helpers import VERSION as SCHEMA
 from tinygrad.renderer import Renderer
 from tinygrad.uop.ops import Ops, UOp
 
+from tgx.devices import contract
+
 MAX_BYTES = 256 << 20  # of the whole folder; the files used longest ago go first
 MAX_FILE = 16 << 20
 SWEEP_EVERY = 64  # writes between two looks at the folder's size
@@ -159,22 +161,22 @@ def compile_here(missing: dict[tuple, tuple[UOp, Renderer, str]]) -> None:
     """
     if DEBUG >= 4 or codegen.to_program is not to_program:
         for ast, renderer, name in missing.values():
-            program = codegen.to_program(ast, renderer)
+            whole = codegen.to_program(ast, renderer)
             if name:
-                write(name, program)
+                write(name, whole)
         return
     by_renderer: dict[Renderer, list[tuple]] = {}
     for key, (_, renderer, _) in missing.items():
         by_renderer.setdefault(renderer, []).append(key)
     for renderer, keys in by_renderer.items():
         with renderer.compiler.in_background() as finished:
-            lowered = {key: codegen.do_to_program(missing[key][0], renderer) for key in keys}
-            for key, program in lowered.items():
-                *rest, binary = program.src
+            lowered = {key: contract.program(missing[key][0], renderer) for key in keys}
+            for key, ticketed in lowered.items():
+                *rest, binary = ticketed.src
                 code = UOp(Ops.BINARY, arg=finished(binary.arg))
-                program = codegen.to_program_cache[key] = program.replace(src=(*rest, code))
+                whole = codegen.to_program_cache[key] = ticketed.replace(src=(*rest, code))
                 if name := missing[key][2]:
-                    write(name, program)
+                    write(name, whole)
 
 
 def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:

@@ -19,7 +19,6 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 from tinygrad.device import CompileError, Compiler
-from tinygrad.helpers import diskcache_get, diskcache_put
 
 # Part of every cache key: change it whenever the same IR should give other machine code.
 VERSION = "1"
@@ -53,6 +52,12 @@ def host_cpu() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
+class _Here(threading.local):
+    """What one thread of the program is doing with a compiler: see `in_background`."""
+
+    start: Callable[[str], bytes] | None = None
+
+
 class TGXCompiler(Compiler):
     """`arch` is tinygrad's string: `<architecture>,<cpu>[,<feature>…]`; the cpu `native` is this
     one, a feature with a leading `-` is switched off."""
@@ -77,8 +82,7 @@ class TGXCompiler(Compiler):
         self.triple = llvm.get_process_triple() if self.is_host else TRIPLE[self.architecture]
         self._lock = threading.Lock()
         self._sources: dict[bytes, str] = {}
-        self._background: ThreadPoolExecutor | None = None  # see in_background
-        self._started: dict[bytes, tuple[str, Future[bytes]]] = {}
+        self._here = _Here()
         digest = hashlib.sha256("|".join([
             VERSION, llvmlite.__version__, str(llvm.llvm_version_info), self.triple, self.cpu,
             self.features]).encode()).hexdigest()[:16]
@@ -136,30 +140,24 @@ class TGXCompiler(Compiler):
         A kernel's IR takes Python about as long to write as its code takes LLVM to make, and LLVM
         works without the GIL: so one kernel is written while the one before is compiled.
         """
-        with ThreadPoolExecutor(1, "tgx-llvm") as self._background:
-            try:
-                yield self._finished
-            finally:
-                self._background = None
-                self._started.clear()
+        started: dict[bytes, Future[bytes]] = {}
+        with ThreadPoolExecutor(1, "tgx-llvm") as thread:
 
-    def _finished(self, ticket: bytes) -> bytes:
-        if ticket not in self._started:  # not a ticket: it was in the cache
-            return ticket
-        source, code = self._started[ticket]
-        lib = code.result()
-        if self.cachekey is not None:
-            diskcache_put(self.cachekey, source, lib)
-        return lib
+            def start(source: str) -> bytes:
+                ticket = hashlib.sha256(source.encode()).digest()
+                if ticket not in started:
+                    started[ticket] = thread.submit(self.compile, source)
+                return ticket
+
+            self._here.start = start
+            try:
+                yield lambda ticket: started[ticket].result()
+            finally:
+                self._here.start = None
 
     def compile_cached(self, src: str) -> bytes:
-        if self._background is not None:
-            if self.cachekey is not None and (lib := diskcache_get(self.cachekey, src)) is not None:
-                return bytes(lib)
-            ticket = b"ticket " + hashlib.sha256(src.encode()).digest()
-            if ticket not in self._started:  # the same code may be wanted twice, on two devices
-                self._started[ticket] = (src, self._background.submit(self.compile, src))
-            return ticket
+        if self._here.start is not None:  # and no look at tinygrad's cache: ours holds all of it
+            return self._here.start(src)
         lib = super().compile_cached(src)
         with self._lock:  # remembered for DEBUG=7, which hands back only the object code
             self._sources = {lib: src}

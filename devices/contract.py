@@ -4,18 +4,20 @@
 
 What comes back to tinygrad is a kernel of a few UOps: loads of the first element of each input, one
 CUSTOM node that holds the LLVM IR, one store. tinygrad reads from it which buffers go in and out;
-the renderer finds the CUSTOM node and takes its text. Nearly nothing is left to rewrite, which is
-most of what compiling a kernel costs.
+the renderer finds the CUSTOM node and takes its text. Nothing is left to rewrite, which is most of
+what compiling a kernel costs; `program` does not even look.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 
+from tinygrad import codegen
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.dtype import AddrSpace, dtypes
-from tinygrad.renderer import Estimates
-from tinygrad.uop.ops import KernelInfo, Ops, UOp
+from tinygrad.renderer import Estimates, Renderer
+from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, ProgramInfo, UOp, UPat, graph_rewrite
 
 from tgx.devices.emit import emit
 from tgx.devices.nest import Miss, Nest
@@ -36,6 +38,55 @@ class Finished(Scheduler):
 
     def get_optimized_ast(self, name_override: str | None = None) -> UOp:
         return self.sink
+
+
+class Ready(Exception):
+    """Ends tinygrad's lowering of a kernel there where its optimizer has handed out the little one.
+
+    Raised by `hand_out`, for `program`.
+    """
+
+    def __init__(self, sink: UOp) -> None:
+        super().__init__()
+        self.sink = sink
+
+
+class _Here(threading.local):
+    hand_over = False  # whether this thread is in `program`
+
+
+_here = _Here()
+
+
+def hand_out(finished: Finished) -> Finished:
+    if _here.hand_over:
+        raise Ready(finished.sink)
+    return finished
+
+
+typed_constants = PatternMatcher(
+    [(UPat(Ops.CONST, dtypes.weakint, name="c"), lambda c: UOp.cconst(c.val, dtypes.int))]
+)
+
+
+def program(ast: UOp, renderer: Renderer) -> UOp:
+    """`codegen.do_to_program`, whose last thirty passes are left out for a little kernel.
+
+    They change two things in it: variables get numbers after the buffers', and constants the type
+    of an index. The result is the very same UOp (a test compares), a third sooner.
+    """
+    _here.hand_over = True
+    try:
+        return codegen.do_to_program(ast, renderer)
+    except Ready as ready:
+        sink = ready.sink
+    finally:
+        _here.hand_over = False
+    sink = graph_rewrite(sink, typed_constants, walk=True)
+    buffers = sum(u.op is Ops.PARAM and u.arg.slot != -1 for u in sink.toposort())
+    sink = graph_rewrite(sink, codegen.pm_number_params, ctx=[buffers], walk=True)
+    lowered = UOp(Ops.PROGRAM, src=(sink,), arg=ProgramInfo.from_sink(sink, renderer.target))
+    return graph_rewrite(lowered, codegen.pm_to_program, ctx=renderer)
 
 
 def estimates(nest: Nest) -> Estimates:
@@ -91,7 +142,7 @@ def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
     return Finished(k, sink.rtag(1))
 
 
-def optimize(k: Scheduler, machine: Machine) -> Scheduler:
+def optimize(k: Scheduler, machine: Machine) -> Finished:
     """The tile path for one kernel. Raises Miss with the reason where it does not apply."""
     nest = recover(k.ast)
     if not k.ren.compiler.has_half and any(n.dtype is dtypes.half for n in nest.value.walk()):

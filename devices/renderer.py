@@ -521,13 +521,15 @@ class TGXRenderer(Renderer):
         self.record = PathRecord("loops", reason="TGX_FAST=0")
         if settings.fast():
             try:
-                return contract.optimize(k, Machine.of(self.compiler.vector_bytes,
-                                                       self.compiler.architecture))
+                finished = contract.optimize(k, Machine.of(self.compiler.vector_bytes,
+                                                           self.compiler.architecture))
             except Miss as miss:
                 self.record = PathRecord("loops", reason=str(miss))
             except Exception as e:  # a bug there must cost speed, not the program
                 reason = f"tile path failed, {type(e).__name__}: {e}"
                 self.record = PathRecord("loops", reason=reason)
+            else:
+                return contract.hand_out(finished)
         return None
 
     def render(self, uops: list[UOp]) -> str:

@@ -129,3 +129,27 @@ def test_a_read_only_home_is_no_error(place: Path) -> None:
     place.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
     cache.write("k", to_program(kernel(), renderer()))
     assert cache.read("k") is None
+
+
+def test_the_short_way_gives_the_very_same_program():
+    """`contract.program` leaves out tinygrad's last passes; for every kernel of a training step,
+    fast path or not, what comes out is the UOp that they would have given."""
+    from tinygrad import Context, Device, Tensor, codegen, nn
+    from tinygrad.uop.ops import Ops
+
+    from tgx.devices import cache, contract
+
+    x, y = Tensor.rand(4, 1, 12, 12).realize(), Tensor([1, 0, 2, 1]).realize()
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm(8), nn.Linear(200, 3)]
+    optimizer = nn.optim.Adam(nn.state.get_parameters(layers))
+    with Context(TRAINING=1):
+        hidden = layers[1](layers[0](x)).relu().max_pool2d().flatten(1)
+        loss = layers[2](hidden).sparse_categorical_crossentropy(y).backward()
+        updates = optimizer.schedule_step()
+    linear, _ = loss.linear_with_vars(*updates)
+    renderer, paths = Device["TGX"].renderer, set()
+    for ast in {ast for ast, _ in cache.kernels(linear)}:
+        ours, theirs = contract.program(ast, renderer), codegen.do_to_program(ast, renderer)
+        assert ours is theirs, ours.src[0].arg.name
+        paths.add(any(u.op is Ops.CUSTOM for u in ours.src[0].toposort()))
+    assert paths == {True, False}
