@@ -216,3 +216,10 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "not measured: clang is not installed" in done.stdout
     assert "targets" in done.stdout and "GFLOP/s" in done.stdout
+
+
+def test_losses_may_drift_apart_as_training_goes_on() -> None:
+    """By twice as much in each next step; a first loss that differs is a different network."""
+    assert disagreements({"a": [1.0, 1.0, 1.0], "b": [1.0, 1.0, 1.012]}, growth=2.0) == []
+    assert disagreements({"a": [1.0, 1.0, 1.0], "b": [1.0, 1.0, 1.012]}) != []
+    assert disagreements({"a": [1.0, 1.0], "b": [1.012, 1.0]}, growth=2.0) != []
