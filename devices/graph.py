@@ -74,8 +74,8 @@ class TGXGraph(MultiGraphRunner):
         self.shared = any(chunks > 1 for chunks in self.jobs[2::3])
         self.stamps = array("q", bytes(8 * (len(first_words) + 1)))
 
-    def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
-                 wait: bool = False) -> float | None:
+    def write_words(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int]) -> None:
+        """The argument words that are this call's own."""
         for (argument, lane), words in self.inputs.items():
             buffer = _resolve(argument, input_uops).buffer
             if isinstance(buffer, MultiBuffer):
@@ -85,6 +85,10 @@ class TGXGraph(MultiGraphRunner):
                 self.words[word] = address
         for word, name in self.variables:
             self.words[word] = var_vals[name]
+
+    def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
+                 wait: bool = False) -> float | None:
+        self.write_words(input_uops, var_vals)
         stamps = self.stamps.buffer_info()[0] if PROFILE else 0
         start = time.perf_counter()
         threads.run(self.jobs.buffer_info()[0], len(self.calls), stamps, self.shared)
@@ -99,3 +103,17 @@ class TGXGraph(MultiGraphRunner):
                    for j, (device, name, key) in enumerate(self.entries)]
         microseconds = [decimal.Decimal(ns) / 1000 for ns in self.stamps]
         cpu_events.append(ProfileGraphEvent(entries, [], microseconds))
+
+
+class Step:
+    """Several captured batches in a row, as one list of jobs: one native call."""
+
+    def __init__(self, graphs: list[TGXGraph]) -> None:
+        self.graphs = graphs
+        self.jobs = array("q", [word for graph in graphs for word in graph.jobs])
+        self.shared = any(graph.shared for graph in graphs)
+
+    def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int]) -> None:
+        for graph in self.graphs:
+            graph.write_words(input_uops, var_vals)
+        threads.run(self.jobs.buffer_info()[0], len(self.jobs) // 3, shared=self.shared)

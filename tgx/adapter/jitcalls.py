@@ -6,7 +6,7 @@ on TGX only; every check of tinygrad's stays:
 
 * the *view* of each input (its movement operations, without the buffer they start from) is found by
   rewriting a graph. It depends on the operations alone, so it is kept by them;
-* a capture of one graph is executed by pattern matching on its one call. It is called.
+* a captured graph is executed by pattern matching on a call of it. It is called.
 
 Functions here are rows of `hook.PATCHES`, see patches.py.
 """
@@ -98,29 +98,41 @@ def graph_of_one_kernel(jit: Any) -> Any:
 
 
 def direct_run(jit: Any) -> Any:
-    """`run_linear`, for a capture that is one TGX graph; all else is tinygrad's."""
+    """`run_linear`, for a capture that is TGX graphs and nothing else; the rest is tinygrad's.
+
+    tinygrad cuts a capture into graphs of 32, 64, … kernels, so that a GPU may begin early. Here
+    they are run as one list.
+    """
+    import weakref
+
     from tinygrad.engine import realize
     from tinygrad.helpers import DEBUG, PROFILE
 
     stock = jit.run_linear
+    steps: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     @functools.wraps(stock)
     def run_linear(linear: Any, var_vals: Any = None, input_uops: Any = (), **how: Any) -> Any:
-        if how == {"jit": True} and len(linear.src) == 1 and DEBUG < 2 and not PROFILE:
-            call = linear.src[0]
-            # the first call makes the graph, in tinygrad's way
-            graph = realize.graph_cache.get(call.src[0])
-            if graph is not None and graph.device == "TGX":
-                graph(input_uops, var_vals or {})
-                count(graph, var_vals)
+        if how == {"jit": True} and DEBUG < 2 and not PROFILE:
+            # the first call makes the graphs, in tinygrad's way
+            graphs = [realize.graph_cache.get(call.src[0]) for call in linear.src]
+            if all(graph is not None and graph.device == "TGX" for graph in graphs):
+                step = steps.get(linear)
+                if step is None or step.graphs != graphs:  # see CapturedJit.free_intermediates
+                    from tgx.devices.graph import Step
+
+                    step = steps[linear] = Step(graphs)
+                step(input_uops, var_vals or {})
+                count(graphs, var_vals)
                 return
         stock(linear, var_vals, input_uops, **how)
 
-    def count(graph: Any, var_vals: Any) -> None:
-        """What `track_stats` adds up."""
-        counters, cost = realize.GlobalCounters, graph.estimates
-        counters.kernel_count += 1  # of a graph, too
-        counters.global_ops += realize.sym_infer(cost.ops, var_vals)
-        counters.global_mem += realize.sym_infer(cost.mem, var_vals)
+    def count(graphs: Any, var_vals: Any) -> None:
+        """What `track_stats` adds up: a graph counts as one kernel."""
+        counters = realize.GlobalCounters
+        counters.kernel_count += len(graphs)
+        for cost in (graph.estimates for graph in graphs):
+            counters.global_ops += realize.sym_infer(cost.ops, var_vals)
+            counters.global_mem += realize.sym_infer(cost.mem, var_vals)
 
     return run_linear
