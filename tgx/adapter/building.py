@@ -17,6 +17,7 @@ from tgx import model
 from tgx.adapter import names
 from tgx.adapter.boundaries import Decision
 from tgx.adapter.explaining import Explainer
+from tgx.adapter.formulas import Formulas
 from tgx.adapter.origins import Marks, OriginRecord
 from tgx.adapter.provenance import COMPUTING, SHARED, Tokens, data_nodes
 from tgx.adapter.templates import Lowered, Scope, TemplateKernel
@@ -44,6 +45,7 @@ class Builder:
         self.origins = recorder.origins
         self.kernels: list[model.Kernel] = []
         self.records: list[list[OriginRecord]] = []
+        self.roots: list[list[OriginRecord]] = []  # the origins of the very value each stores
         self.scopes: dict[int, Scope] = {}  # kernel -> the function it is in
         self.buffers: dict[int, model.Buffer] = {}
         self.by_uop: dict[tuple[Scope, UOp], int] = {}
@@ -121,6 +123,7 @@ class Builder:
         self.kernels.append(kernel)
         self.scopes[number] = scope
         self.records.append(records)
+        self.roots.append(root)
         self.recorder.kernels[number] = kernel
         self.recorder.asts[number] = tk.ast
 
@@ -267,17 +270,24 @@ class Builder:
             if self.buffers[number].kind == "input":
                 self._set(number, kind="output")
         targets = [self._target(k) for k in self.kernels]
-        for i, (kernel, records) in enumerate(zip(self.kernels, self.records, strict=True)):
-            name = names.kernel(
+        plain = [
+            names.kernel(
                 records,
                 self.origins,
                 [self.buffers[b].name for b in kernel.writes],
                 [self.buffers[b].name for b in kernel.reads],
                 kernel.phase,
                 kernel.kind,
-                targets[i],
+                target,
                 kernel.device,
             )
+            for kernel, records, target in zip(self.kernels, self.records, targets, strict=True)
+        ]
+        outputs = [next((self.buffers[b].name for b in k.writes), "") for k in self.kernels]
+        plain = names.tell_apart(plain, self.records, self.kernels, outputs, self.origins)
+        formulas = Formulas(self)
+        for i, (kernel, records) in enumerate(zip(self.kernels, self.records, strict=True)):
+            name = formulas.name(kernel, records, self.roots[i], targets[i], plain[i])
             self.kernels[i] = self.recorder.kernels[kernel.id] = replace(kernel, name=name)
         for number, kernel in written.items():
             if not self.buffers[number].name:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tgx.adapter.building import Builder
 
 RULES = {
+    "custom-output": "tensor.py custom_kernel",
     "realize": "tensor.py realize",
     "assign": "tensor.py assign",
     "contiguous": "tensor.py replace_contig_with_store_after",
@@ -157,21 +158,22 @@ class Explainer:
             self.recorder.proofs[self.found[-1].id] = (self.built.outer.template, "output", store)
 
     def _store_of(self, slot: int) -> tuple[str, int]:
-        """(reason, node) of the STORE that fills an argument of the graph: the first time it is
-        asked for, the first of them, and so on."""
-        stores = [
-            i
-            for i, n in enumerate(self.built.nodes)
-            if n.op is Ops.STORE
-            and (base := n.src[0].buf_uop).op is Ops.PARAM
-            and base.arg.slot == slot
-        ]
+        """(reason, node) of what fills an argument of the graph, a STORE or a custom kernel's CALL:
+        the first time it is asked for, the first of them, and so on."""
+        fills: list[tuple[str, int]] = []
+        place = {n: i for i, n in enumerate(self.built.nodes)}
+        for n in self.built.nodes:
+            base = n.src[0].buf_uop if n.op is Ops.AFTER else None
+            if base is None or base.op is not Ops.PARAM or base.arg.slot != slot:
+                continue
+            for s in n.src[1:]:
+                if s.op is Ops.STORE:
+                    fills.append((self.built.outer.outputs.get(place[s], "assign"), place[s]))
+                elif s.op is Ops.CALL and s.src[0].op is not Ops.LINEAR:
+                    fills.append(("custom-output", -1))
         nth = self.stores_seen.get(slot, 0)
         self.stores_seen[slot] = nth + 1
-        if not stores:
-            return "realize", -1
-        store = stores[min(nth, len(stores) - 1)]
-        return self.built.outer.outputs.get(store, "assign"), store
+        return fills[min(nth, len(fills) - 1)] if fills else ("realize", -1)
 
     def _add(
         self,

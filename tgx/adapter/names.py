@@ -3,8 +3,10 @@ compute."""
 
 from __future__ import annotations
 
+import linecache
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -12,6 +14,7 @@ from tinygrad.tensor import Tensor
 from tinygrad.uop.ops import GroupOp, Ops, UOp
 
 from tgx.adapter.origins import OriginRecord, Origins
+from tgx.model import Kernel
 
 MOST_OBJECTS = 4000  # looked at while searching for the owner of a buffer
 DEPTH = 6
@@ -170,16 +173,52 @@ def _name_tensor(name: str, tensor: Tensor, wanted: set[UOp], found: dict[UOp, s
             if node in wanted:
                 found.setdefault(node, text)
                 break
-            if not node.src or node.op not in _VIEWS:
+            if not node.src or node.op not in VIEWS:
                 break
             node = node.src[0]
 
 
 # a tensor that is one of these over a buffer is that buffer, seen in some way
-_VIEWS = {*GroupOp.Movement, Ops.AFTER, Ops.DETACH, Ops.BITCAST, Ops.UNSHARD}
+VIEWS = {*GroupOp.Movement, Ops.AFTER, Ops.DETACH, Ops.BITCAST, Ops.UNSHARD}
 
 
 # **** kernels ****
+
+
+SHORT = {
+    "sparse_categorical_crossentropy": "crossentropy",
+    "categorical_crossentropy": "crossentropy",
+    "cross_entropy": "crossentropy",
+    "binary_crossentropy": "crossentropy",
+    "binary_crossentropy_logits": "crossentropy",
+    "scaled_dot_product_attention": "attention",
+}
+"""Operations whose names fill a box: a kernel's `ops` have them in full."""
+
+
+def shortened(op: str) -> str:
+    return SHORT.get(op, op)
+
+
+def variable(record: OriginRecord) -> str:
+    """The variable an operation's result is assigned to, ``a1`` of ``a1 = z1.relu()``: where the
+    operation is all that stands right of the =, and nothing else is ever called so."""
+    place = record.places[record.user] if record.user >= 0 else None
+    if place is None or record.phase != "forward" or place.column < 0:
+        return ""
+    text = linecache.getline(place.path, place.line).rstrip()
+    found = ASSIGNED.match(text)
+    if not found or len(text[: found.end()].encode()) != place.column:
+        return ""
+    if place.end_column != len(text.partition("#")[0].rstrip().encode()):
+        return ""
+    name = found[1]
+    lines = linecache.getlines(place.path)
+    again = [m for t in lines if (m := ASSIGNED.match(t)) and m[1] == name]
+    return name if len(again) == 1 else ""
+
+
+ASSIGNED = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(?=[^=\s])")
 
 
 def operation(record: OriginRecord) -> str:
@@ -210,17 +249,22 @@ def kernel(
     optimizer = next((r.label for r in records if r.label and r.phase == "optimizer"), "update")
     if phase == "optimizer":
         what = ", ".join(brief(o) for o in outputs[:2]) or brief(target)
-        if outputs and is_state(outputs[0]) and target:  # its m, v or b of a parameter
+        if outputs and is_state(outputs[0]):  # its m, v or b of a parameter, or of them all
             state = outputs[0].rpartition(".")[2].partition("[")[0]
-            return f"{optimizer} {state}: {brief(target)}"
+            shared = "[" not in outputs[0] or not target
+            return f"{optimizer} {state}" + ("" if shared else f": {brief(target)}")
+        if what and all(r.op in QUIET for r in records):
+            return f"store: {what}"  # computed before, kept apart until nobody reads the old value
         return f"{optimizer}: {what}" if what else optimizer
     if phase == "backward":
+        if not target and outputs and outputs[0].startswith("∂"):
+            target = outputs[0][1:]
         text = f"∂{brief(target)}" if target else _gradient(records, origins)
         updates = any(r.phase == "optimizer" for r in records)
         return f"{text} + {optimizer}" if updates else text
     parts: list[str] = []
     for r in records:
-        name = operation(r)
+        name = shortened(operation(r))
         if r.op in QUIET and not (r.phase == "forward" and r.label):
             continue
         if name not in parts:
@@ -257,9 +301,84 @@ def _gradient(records: Sequence[OriginRecord], origins: Origins) -> str:
     """``∂relu · ∂l2``: the operations it goes back through."""
     bases = [origins.records[r.forward] for r in records if r.phase == "backward"]
     spoken = [b for b in bases if b.op not in QUIET] or bases
-    names = list(dict.fromkeys(operation(b) for b in spoken)) or ["gradient"]
+    names = list(dict.fromkeys(shortened(operation(b)) for b in spoken)) or ["gradient"]
     return " · ".join(f"∂{n}" for n in _short(names))
 
 
 def _short(parts: list[str]) -> list[str]:
     return parts if len(parts) <= 5 else [*parts[:2], "…", *parts[-2:]]
+
+
+# **** kernels of one name ****
+
+PRODUCTS = {"linear", "matmul", "dot", "conv2d"}
+"""Operations whose gradients are products of matrices: `tgx.adapter.formulas` names them."""
+
+PLAIN_STEPS = {
+    "reduce", "alu", "binop", "movement", "broadcast", "promote", "cast", "where", "reshape",
+    "expand", "permute", "broadcast_to", "unknown", "neg", "mul", "add", "sub", "div",
+    "reciprocal", "ne", "eq", "gt", "lt", "logical_not", "getitem", "shrink", "pad", "const_like",
+}  # fmt: skip
+"""Steps inside an operation that say nothing of what it does there."""
+
+
+def tell_apart(
+    names: Sequence[str],
+    groups: Sequence[Sequence[OriginRecord]],
+    kernels: Sequence[Kernel],
+    outputs: Sequence[str],
+    origins: Origins,
+) -> list[str]:
+    """Kernels of one schedule that have the same name say which part of the operation they are:
+    ``norm1 (mean)``, ``norm1 (var)``, ``norm1: running_mean``, ``crossentropy (max)``. The one
+    that ends the operation keeps the bare name."""
+    out = list(names)
+    same: dict[str, list[int]] = {}
+    for i, (name, kernel) in enumerate(zip(names, kernels, strict=True)):
+        whole = kernel.phase == "backward" and any(r.op in PRODUCTS for r in groups[i])
+        if kernel.phase in ("forward", "backward") and not whole and ":" not in name:
+            same.setdefault(name, []).append(i)
+    for name, members in same.items():
+        if len(members) < 2:
+            continue
+        inner: list[int] = []  # what they store is read by another of them
+        for i in members:
+            if outputs[i]:
+                out[i] = f"{name}: {outputs[i].rpartition('.')[2]}"
+            elif any(set(kernels[i].writes) & set(kernels[j].reads) for j in members if j > i):
+                inner.append(i)
+        steps = [_steps(groups[i], origins) for i in inner]
+        told = max(([word(s) for s in steps] for word in WORDS), key=lambda words: len(set(words)))
+        for i, word in zip(inner, told, strict=True):
+            out[i] = f"{name} ({word})" if word else name
+    return out
+
+
+KNOWN_STEPS: dict[tuple[str, ...], str] = {
+    ("sub", "mul", "mean"): "var",
+    ("sub", "square", "mean"): "var",
+}
+STEP_WORDS = {"next_counter": "random counter"}
+
+WORDS: tuple[Callable[[tuple[str, ...]], str], ...] = (
+    lambda s: s[-1] if s and s[-1] not in PLAIN_STEPS else "",
+    lambda s: ", ".join([x for x in s if x not in PLAIN_STEPS][-2:]),
+    lambda s: KNOWN_STEPS.get(s, ", ".join(s[-3:])),
+)
+"""What may be said of a kernel's steps: the first that tells the most kernels apart is."""
+
+
+def _steps(records: Sequence[OriginRecord], origins: Origins) -> tuple[str, ...]:
+    """What an operation does in a kernel, step by step: the methods it calls. Of a gradient, those
+    it goes back through."""
+    back = [r for r in records if r.phase == "backward"]
+    found: dict[str, None] = {}
+    for r in back or records:
+        via = (origins.records[r.forward] if r.phase == "backward" else r).via[1:]
+        spoken = [v for v in via if v not in PLAIN_STEPS]
+        if spoken[-2:] == ["mean", "sum"]:
+            spoken.pop()
+        if via:
+            step = spoken[-1] if spoken else via[0]
+            found.setdefault(STEP_WORDS.get(step, step))
+    return tuple(found)
