@@ -302,7 +302,7 @@ def main() -> None:
 
     lesson.part("The networks of the table")
     rows = []
-    for name, row in NETWORKS.items():
+    for name, row in list(NETWORKS.items())[:5 if lesson.quick else None]:
         model = row.build()
         says = row.guide or ("", "")
         rows.append((name, str(row.year), f"{parameters(model):,}", says[0],

@@ -272,3 +272,274 @@ def test_cifar_without_its_data_says_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cifar.py", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="error: no data_batch_1"):
         it.main()
+
+
+# ---- 13: export, latency, eight-bit integers -----------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained():
+    """The MLP after 2,560 images, and data to try it on: quick, and far from chance."""
+    import mnist
+    from tinygrad import Tensor
+    it = lesson(8)
+    data = it.few(it.load_mnist(), 2560, 2000)
+    Tensor.manual_seed(0)
+    model = mnist.build("mlp")
+    it.train(model, data, 1, 3e-3)
+    return model, data
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    """The CNN, not trained: what a test of exactness needs is only that it is one."""
+    import mnist
+    from tinygrad import Tensor
+    Tensor.manual_seed(0)
+    return mnist.build("cnn")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_exported_weights_come_back_bit_for_bit(trained, suffix, tmp_path):
+    import guide_quantize as it
+    model, data = trained
+    path = tmp_path / f"weights.{suffix}"
+    arrays = it.weights_of(model)
+    it.save_weights(path, arrays)
+    again = it.read_weights(path)
+    assert again.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array)
+        assert again[name].dtype == array.dtype
+    images = data.test_images[:32]
+    np.testing.assert_array_equal(lesson(13).logits(it.network_of(again), images),
+                                  lesson(13).logits(model, images))
+    if suffix == "safetensors":
+        safetensors = pytest.importorskip("safetensors.numpy")
+        np.testing.assert_array_equal(safetensors.load_file(path)["layer1.bias"],
+                                      arrays["layer1.bias"])
+
+
+def test_an_export_has_a_hash_that_tells(trained, tmp_path):
+    it, q = lesson(13), lesson(13).q
+    model, _ = trained
+    sums = it.export(model, tmp_path)
+    assert list(sums) == ["weights.npz", "weights.safetensors"]
+    assert it.export(model, tmp_path) == sums
+    arrays = q.weights_of(model)
+    arrays["layer1.bias"] = arrays["layer1.bias"] + np.float32(1e-6)
+    q.save_weights(tmp_path / "weights.safetensors", arrays)
+    digest = it.hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    assert digest != sums["weights.safetensors"]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "holds no weights"), (b"PK\3\4 and no more", "holds no weights"),
+    (b"\xff" * 64, "holds no weights")])
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_broken_file_of_weights_is_an_error(content, message, suffix, tmp_path):
+    import guide_quantize as it
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(it.DataError, match=message):
+        it.read_weights(path)
+    with pytest.raises(it.DataError, match="cannot read"):
+        it.read_weights(tmp_path / f"nothing.{suffix}")
+
+
+def test_weights_of_another_network_are_refused(trained, cnn):
+    import guide_quantize as it
+    arrays = it.weights_of(trained[0])
+    with pytest.raises(it.DataError, match="this network's are"):
+        it.load_weights(cnn, arrays)
+    with pytest.raises(it.DataError, match=r"layer1\.bias is \(3,\) in the file"):
+        it.load_weights(trained[0], arrays | {"layer1.bias": np.zeros(3, np.float32)})
+
+
+def test_a_pickle_among_the_weights_is_not_run(tmp_path):
+    import guide_quantize as it
+    path = tmp_path / "weights.npz"
+    np.savez(path, a=np.array([{"not": "numbers"}], dtype=object))
+    with pytest.raises(it.DataError, match="allow_pickle"):
+        it.read_weights(path)
+
+
+@pytest.mark.parametrize("which", ["mlp", "cnn"])
+def test_numpy_alone_runs_the_exported_network(which, trained, cnn):
+    it = lesson(13)
+    model, data = trained if which == "mlp" else (cnn, trained[1])
+    images = data.test_images[:4]
+    np.testing.assert_allclose(it.numpy_forward(it.q.weights_of(model), images),
+                               it.logits(model, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_rounding_moves_a_weight_by_half_a_step_at_most(per_channel):
+    import guide_quantize as it
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * (
+        10.0 ** rng.uniform(-3, 0, (8, 1, 1, 1))).astype(np.float32)
+    weight[3] = 0
+    numbers, scales = it.quantize(weight, per_channel)
+    assert numbers.dtype == np.int8 and abs(numbers.astype(int)).max() == 127
+    assert (numbers >= -127).all() and scales.shape == (8,)
+    apart = abs(weight - numbers * scales.reshape(-1, 1, 1, 1))
+    assert (apart <= scales.reshape(-1, 1, 1, 1) / 2 * 1.0001).all()
+    assert (len(np.unique(scales)) > 1) == per_channel
+    if per_channel:
+        others = [c for c in range(8) if c != 3]
+        assert (abs(numbers[others].reshape(7, -1).astype(int)).max(1) == 127).all()
+
+
+def test_a_scale_for_each_channel_rounds_finer(cnn):
+    errors = lesson(13).rounding(cnn.conv2.weight.numpy() * np.linspace(
+        0.1, 1, 64, dtype=np.float32).reshape(-1, 1, 1, 1))
+    assert errors["a scale a channel"] < 0.9 * errors["one scale"] < 0.02
+
+
+def test_calibration_sees_the_largest_activation(trained):
+    import guide_quantize as it
+    import mnist
+    from tinygrad import Tensor
+    model, data = trained
+    images = mnist.pixels(Tensor(data.train_images[:64])).realize()
+    scales = it.calibrate(model, images)
+    hidden = model.layer1(images.flatten(1)).relu().numpy()
+    assert scales["layer1"] * 127 == pytest.approx(1.0)  # pixels reach from 0 to 1
+    assert scales["layer2"] * 127 == pytest.approx(hidden.max(), rel=1e-5)
+    cut = it.calibrate(model, images, keep=0.99)
+    assert cut["layer2"] * 127 == pytest.approx(np.quantile(hidden, 0.99), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["layer1", "conv2"])
+def test_integer_sums_are_exact(which, trained, cnn):
+    """int32 in tinygrad against int64 in NumPy, with the largest numbers there are among them."""
+    import guide_quantize as it
+    from tinygrad import Tensor
+    rng = np.random.default_rng(0)
+    layer = getattr(trained[0] if which == "layer1" else cnn, which)
+    small = it.Int8(layer, 0.02)
+    shape = (5, 784) if which == "layer1" else (2, 32, 9, 9)
+    inputs = rng.integers(-127, 128, shape).astype(np.int8)
+    inputs[0] = 127
+    weight, bias = small.weight.numpy().astype(np.int64), small.bias.numpy().astype(np.int64)
+    if which == "layer1":
+        right = inputs.astype(np.int64) @ weight.T + bias
+    else:
+        right = np.stack([lesson(8).conv_matmul(x, weight, padding=1)
+                          for x in inputs.astype(np.int64)]) + bias.reshape(-1, 1, 1)
+    found = small.sums(Tensor(inputs).realize()).numpy()
+    assert found.dtype == np.int32 and small.weight.numpy().dtype == np.int8
+    np.testing.assert_array_equal(found, right)
+    assert abs(right).max() > 2**15, "more than 16 bits are needed"
+
+
+def test_what_is_larger_than_calibration_saw_is_cut(trained):
+    import guide_quantize as it
+    from tinygrad import Tensor
+    small = it.Int8(trained[0].layer1, 0.01)
+    assert small.quantized(Tensor([0.0, 0.004, 0.006, 1.27, 50.0, -50.0])).tolist() == [
+        0, 0, 1, 127, 127, -127]
+
+
+def test_int8_loses_little_and_takes_a_quarter_of_the_bytes(trained):
+    import guide_quantize as it
+    model, data = trained
+    small, found = it.compare(model, data, runs=3)
+    a, b = found["float32"], found["int8"]
+    assert a["accuracy"] > 0.7 and abs(a["accuracy"] - b["accuracy"]) < 0.005
+    assert b["bytes"] / a["bytes"] <= 0.28 and a["bytes"] == 4 * 235_146
+    assert 0 < b["latency"].p50 <= b["latency"].p95
+    apart = abs(lesson(13).logits(small, data.test_images[:200])
+                - lesson(13).logits(model, data.test_images[:200]))
+    assert 0 < apart.max() < 0.5
+
+
+def test_int8_comes_back_from_its_file(trained, tmp_path):
+    import guide_quantize as it
+    import mnist
+    from tinygrad import Tensor
+    model, data = trained
+    small = it.to_int8(model, mnist.pixels(Tensor(data.train_images[:64])).realize())
+    it.save_weights(tmp_path / "int8.safetensors", it.int8_arrays(small))
+    arrays = it.read_weights(tmp_path / "int8.safetensors")
+    assert arrays["layer1.weight"].dtype == np.int8 and arrays["layer1.bias"].dtype == np.int32
+    again = it.load_int8(mnist.build("mlp"), arrays)
+    images = data.test_images[:32]
+    np.testing.assert_array_equal(lesson(13).logits(again, images),
+                                  lesson(13).logits(small, images))
+
+
+def test_the_cnn_is_1_69_megabytes_and_a_quarter_in_int8(cnn):
+    import guide_quantize as it
+    import mnist
+    from tinygrad import Tensor
+    arrays = it.weights_of(cnn)
+    assert it.size(arrays) == 421_642 * 4 == 1_686_568
+    some = lesson(8).load_mnist().train_images[:8]
+    small = it.to_int8(cnn, mnist.pixels(Tensor(some)).realize())
+    assert it.size(it.int8_arrays(small)) <= 0.28 * it.size(arrays)
+    assert it.size(it.int8_arrays(small)) == pytest.approx(0.42e6, rel=0.01)
+
+
+def test_latency_is_of_warm_runs_and_in_order():
+    import guide_quantize as it
+    now = [0.0]
+    costs = iter([5.0, *[2.0] * 10, *[0.001 * i for i in range(1, 101)]])
+
+    def run():
+        now[0] += next(costs)
+
+    found = it.latency(run, 100, 10, clock=lambda: now[0])
+    assert found.first == 5.0 and found.runs == 100
+    assert found.p50 == pytest.approx(0.0505) and found.p95 == pytest.approx(0.09505)
+    calls = []
+    it.latencies({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 1)
+    assert "".join(calls) == "ababababab"
+
+
+def test_pruning_zeroes_the_smallest_weights(trained):
+    import guide_quantize as it
+    model, data = trained
+    arrays = it.weights_of(model)
+    for share in (0.5, 0.9):
+        cut = it.pruned(arrays, share)
+        weights = [name for name in arrays if arrays[name].ndim > 1]
+        zeros = sum((cut[name] == 0).sum() for name in weights)
+        assert zeros / sum(arrays[name].size for name in weights) == pytest.approx(share, abs=1e-3)
+        lost = max(abs(arrays[n][cut[n] == 0]).max() for n in weights)
+        assert lost <= min(abs(cut[n][cut[n] != 0]).min() for n in weights)
+        np.testing.assert_array_equal(cut["layer1.bias"], arrays["layer1.bias"])
+    kept = lesson(13).pruning(model, data, (0, 0.5, 0.99))
+    assert kept[0.5] > kept[0] - 0.03 and kept[0.99] < kept[0] - 0.1
+    np.testing.assert_array_equal(it.weights_of(model)["layer1.weight"], arrays["layer1.weight"])
+
+
+def test_every_device_gives_the_same_answers(trained):
+    it = lesson(13)
+    from tinygrad import Device
+    names = it.usable(Device.DEFAULT, *({"TGX", "CPU", "CUDA"} - {Device.DEFAULT}))
+    assert names[0] == Device.DEFAULT
+    if len(names) == 1:
+        pytest.skip("no second device opens here (CPU needs clang, CUDA a GPU)")
+    model, data = trained
+    arrays, images = it.q.weights_of(model), data.test_images[:200]
+    answers = {name: it.logits(it.on_device(arrays, name), images, name) for name in names}
+    for found in answers.values():
+        np.testing.assert_allclose(found, answers[Device.DEFAULT], atol=1e-4)
+        assert (found.argmax(1) == answers[Device.DEFAULT].argmax(1)).all()
+
+
+@pytest.mark.slow
+def test_the_trained_cnn_in_int8_on_the_whole_test_set(tmp_path):
+    """python examples/mnist.py --model cnn --epochs 1; then guide_quantize.py."""
+    import guide_quantize as it
+    import mnist
+    from tinygrad import Tensor
+    data = lesson(8).load_mnist()
+    Tensor.manual_seed(0)
+    model = mnist.build("cnn")
+    lesson(8).train(model, data, 1, 3e-3)
+    _, found = it.compare(model, data)
+    a, b = found["float32"], found["int8"]
+    assert a["accuracy"] > 0.98 and abs(a["accuracy"] - b["accuracy"]) < 0.005
+    assert b["bytes"] / a["bytes"] <= 0.28
