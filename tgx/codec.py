@@ -59,21 +59,26 @@ class TraceError(BadInput):
 def _plain(value: Any) -> Any:
     """A field's value as JSON. Long rows of words are stored as a list of distinct words and
     indices."""
-    if isinstance(value, float) and not math.isfinite(value):
+    kind = type(value)
+    if kind is int or kind is str or kind is bool:
+        return value
+    if kind is float and not math.isfinite(value):
         return str(value)  # JSON has no infinity: "inf", "-inf", "nan"
-    if isinstance(value, tuple):
-        if len(value) > 16 and all(type(v) is str for v in value):
+    if kind is tuple:
+        kinds = set(map(type, value))
+        if kinds == {str} and len(value) > 16:
             places: dict[str, int] = {}
             return {"at": [places.setdefault(v, len(places)) for v in value], "words": list(places)}
-        return [_plain(v) for v in value] if _needs_care(value) else value
+        if kinds == {tuple}:
+            kinds = set().union(*[map(type, v) for v in value])
+        # json.dumps writes rows of numbers and words as they stand, but not records and floats
+        return value if kinds <= _SIMPLE else [_plain(v) for v in value]
     if is_dataclass(value):
         return _fields_of(value)
     return value
 
 
-def _needs_care(value: tuple[Any, ...]) -> bool:
-    """Whether json.dumps would get this tuple wrong as it stands: records or floats inside."""
-    return any(type(v) is not int and type(v) is not str for v in value)
+_SIMPLE = {int, str}
 
 
 def _fields_of(record: Any) -> dict[str, Any]:

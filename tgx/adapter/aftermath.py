@@ -7,7 +7,6 @@ import functools
 import hashlib
 import shutil
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from tinygrad.helpers import CACHELEVEL, diskcache_get, diskcache_put
 from tinygrad.uop.ops import UOp
 
 from tgx import codec, model
-from tgx.adapter import panes, steps
+from tgx.adapter import compiling, panes
 
 if TYPE_CHECKING:
     from tgx.adapter.capture import Session
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 def complete(recorder: Recorder, session: Session) -> list[str]:
     """Adds to the programs; returns sentences about what could not be added."""
-    seen: dict[str, model.Trace | None] = dict(session.fragments)
-    for left in steps.fragments(session.spool):
+    seen: dict[str, model.Trace] = {}
+    for left in compiling.fragments(session.spool):
         for p in left.programs:
             seen.setdefault(p.key, left)
     shutil.rmtree(session.spool, ignore_errors=True)
@@ -33,38 +32,24 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
     unseen = 0
     slowest = _slowest(recorder, session)
     for number, prg in recorder.program_uops.items():
-        record = recorder.program_records[number]
-        whole = session.level == "full" or number in slowest
-        live = seen.get(prg.key.hex())
-        key = _key(prg, session.level, whole)
-        fragment = _remembered(key)
-        if fragment is None:
-            fragment = live or _again(recorder, session, number, prg)
+        if number not in recorder.seen:
+            key = _key(prg, session.level)
+            fragment = seen.get(prg.key.hex()) or _remembered(key)
+            if fragment is None and (fragment := _again(recorder, session, number, prg)):
+                _remember(key, fragment)
             if fragment is None:
                 unseen += 1
-                fragment = model.Trace(programs=(model.Program(0, ""),))
-            elif whole:
-                try:
-                    known = replace(fragment.programs[0], device=record.device)
-                    fragment = replace(fragment, programs=(panes.added(known, prg),))
-                except Exception as e:
-                    text = f"code below the source is missing: {type(e).__name__}: {str(e)[:200]}"
-                    if text not in missing:
-                        missing.append(text)
-            _remember(key, fragment)
-        known = fragment.programs[0]
-        record = replace(
-            record,
-            opts=known.opts,
-            loops=known.loops,
-            sources=known.sources,
-            code=_panes(record.code, known.code),
-            compile_us=live.programs[0].compile_us if live else -1.0,
-        )
-        recorder.bundle(steps.joined(recorder, fragment, program=number))
-        recorder.flush()
-        recorder.program_records[number] = record
-        recorder.bundle([("programs", record)])
+            else:
+                recorder.compiled(number, fragment)
+        if session.level == "full" or number in slowest:
+            try:
+                record = panes.added(recorder.program_records[number], prg)
+                recorder.program_records[number] = record
+                recorder.bundle([("programs", record)])
+            except Exception as e:
+                text = f"code below the source is missing: {type(e).__name__}: {str(e)[:200]}"
+                if text not in missing:
+                    missing.append(text)
     if unseen:
         missing.append(
             f"{unseen} kernels were compiled before the recording began: their "
@@ -73,20 +58,14 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
     return missing
 
 
-def _panes(early: tuple[model.Code, ...], late: tuple[model.Code, ...]) -> tuple[model.Code, ...]:
-    """What was written while the program ran, and what is known of it now."""
-    known = {c.level for c in late}
-    return (*late, *(c for c in early if c.level not in known))
-
-
 # **** remembered from one recording to the next ****
 
 # Looking at a kernel that tinygrad has in its cache of programs means compiling it once more.
 CACHE = "tgx_observed"
 
 
-def _key(prg: UOp, level: str, whole: bool) -> dict[str, Any]:
-    return {"key": prg.key.hex(), "level": level, "whole": int(whole), "made": _makers()}
+def _key(prg: UOp, level: str) -> dict[str, Any]:
+    return {"key": prg.key.hex(), "level": level, "made": _makers()}
 
 
 @functools.cache
@@ -128,7 +107,9 @@ def _again(recorder: Recorder, session: Session, number: int, prg: UOp) -> model
         return None
     try:
         renderer = Device[kernel.device.split(",")[0]].renderer
-        return steps.again(recorder.asts[kernel.id], renderer, prg, session.level)
+        sight = compiling.again(recorder.asts[kernel.id], renderer, session.level)
+        sight.took_us = -1.0  # not the program's own time
+        return sight.fragment(prg)
     except Exception:  # a device that compiles only for itself, a kernel with its own options
         return None
 

@@ -32,6 +32,7 @@ from tinygrad.uop.ops import KernelInfo, Ops, UOp, UOpMetaClass
 from tgx import codec, model, settings
 from tgx.adapter import boundaries, compat, hooks, names, steps
 from tgx.adapter.boundaries import Decisions
+from tgx.adapter.compiling import Sight
 from tgx.adapter.origins import MARK, Marker
 from tgx.adapter.provenance import Follow, following
 from tgx.adapter.templates import (
@@ -114,7 +115,6 @@ class Session:
         self.buffer_names: dict[int, str] = {}
         self.events: list[model.Event] = []
         self.failed: list[str] = []
-        self.fragments: dict[str, model.Trace] = {}  # by the key of the program they are about
 
     # **** starting and stopping ****
 
@@ -176,10 +176,9 @@ class Session:
         """Where worker processes leave what they observe."""
         return self.folder / "spool"
 
-    def received(self, fragment: model.Trace) -> None:
+    def compiled(self, program: UOp, sight: Sight) -> None:
         """A kernel was compiled in this process."""
-        for p in fragment.programs:
-            self.fragments[p.key] = fragment
+        self.recorder.sights[program.src[1]] = sight
 
     # **** scheduling ****
 

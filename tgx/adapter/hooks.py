@@ -8,6 +8,7 @@ a recording, and nothing stays changed after it.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tinygrad.function import _function
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp
 
 from tgx import model
-from tgx.adapter import steps
+from tgx.adapter import compiling
 from tgx.adapter.origins import MARK, WALK, GradientMarks
 from tgx.adapter.provenance import Follow, following
 
@@ -229,24 +230,34 @@ def time_kernels(s: Session) -> Undo:
 
     def lower_and_compile(linear: UOp) -> UOp:
         started = s.now()
-        with steps.receiving(s.received):
-            result = plain_compile(linear)
+        result = plain_compile(linear)
         if result is not linear:
             s.events.append(
                 model.Event("compile", f"{len(linear.src)} kernels", started, s.now() - started)
             )
         return result
 
-    s.spool.mkdir(exist_ok=True)
-    compile_kernel = functools.partial(steps.compile_kernel, str(s.spool), s.level)
     return _both(
-        replace_attribute(tg_realize, "_compile_kernel", compile_kernel),
-        replace_attribute(tg_codegen, "to_program", steps.watched(tg_codegen.to_program, s.level)),
         replace_attribute(tg_realize, "run_linear", run_linear),
         replace_attribute(tg_tensor, "run_linear", run_linear),
         replace_attribute(tg_jit, "run_linear", run_linear),
         replace_attribute(tg_realize, "track_stats", track_stats),
         replace_attribute(tg_realize, "lower_and_compile", lower_and_compile),
+    )
+
+
+def watch_compiling(s: Session) -> Undo:
+    from tgx.devices import contract  # TGX's own shorter way from a kernel to its program
+
+    def observing(build: compiling.Build) -> compiling.Build:
+        return compiling.observing(build, s.level, s.compiled)
+
+    s.spool.mkdir(exist_ok=True)
+    in_worker = functools.partial(compiling.compile_kernel, str(s.spool), s.level, os.getpid())
+    return _both(
+        replace_attribute(tg_realize, "_compile_kernel", in_worker),
+        replace_attribute(tg_codegen, "do_to_program", observing(tg_codegen.do_to_program)),
+        replace_attribute(contract, "program", observing(contract.program)),
     )
 
 
@@ -301,6 +312,7 @@ PATCHES: tuple[Callable[[Session], Undo], ...] = (
     follow_schedules,
     follow_jit,
     time_kernels,
+    watch_compiling,
     watch_memory,
 )
 """Everything a recording changes in tinygrad, in the order it is put in; undone in reverse."""

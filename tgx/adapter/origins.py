@@ -145,6 +145,8 @@ class Origins:
         # codes are told apart by id, which only means something while they live
         self._alive: dict[int, CodeType] = {}
         self._positions: dict[int, list[tuple[Any, ...]]] = {}
+        self._places: dict[tuple[int, int], Place] = {}
+        self._kinds: dict[str, str] = {}
         self.unknown = self._new("unknown", "data", (), (), -1)
 
     def _new(
@@ -164,13 +166,12 @@ class Origins:
 
     def kind(self, path: str) -> str:
         """Whose code a file is: "library" (tinygrad), "user", or "other" (Python's own, ours)."""
-        if path.startswith(self.library):
-            return "library"
-        if path.startswith((self.ours, "<frozen")):
-            return "other"
-        if path.startswith(self.standard) and not path.startswith(self.packages):
-            return "other"
-        return "user"
+        found = self._kinds.get(path)
+        if found is None:
+            standard = path.startswith(self.standard) and not path.startswith(self.packages)
+            found = "other" if standard or path.startswith((self.ours, "<frozen")) else "user"
+            found = self._kinds[path] = "library" if path.startswith(self.library) else found
+        return found
 
     def here(self, depth: int = 1, op: str = "") -> int:
         """The origin of the calling stack; ``op`` where no method on it names the operation."""
@@ -208,6 +209,9 @@ class Origins:
     def place(self, frame: FrameType) -> Place:
         """Where a frame stands, with the columns of the expression it is in."""
         code = frame.f_code
+        found = self._places.get((id(code), frame.f_lasti))
+        if found is not None:
+            return found
         if id(code) not in self._positions:
             self._alive[id(code)] = code
             self._positions[id(code)] = list(code.co_positions())
@@ -216,7 +220,9 @@ class Origins:
         line, end_line, column, end = spots[at] if at < len(spots) else (None,) * 4
         if line is None or line != end_line or column is None or end is None:
             column = end = -1
-        return Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
+        found = Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
+        self._places[id(code), frame.f_lasti] = found
+        return found
 
     def _operation(
         self, inside: list[FrameType], hint: str

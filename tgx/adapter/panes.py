@@ -27,7 +27,9 @@ def added(record: model.Program, prg: UOp) -> model.Program:
     below = _below(record.device, getattr(renderer, "compiler", None), source, binary)
     if renderer is not None:
         code = lines.traced(code, prg, [*closed(prg.src[1].src)], renderer)
-    return replace(record, code=(code, *(c for c in below if c.text)) if source else ())
+    known = (code, *(c for c in below if c.text)) if source else ()
+    levels = {c.level for c in known}
+    return replace(record, code=(*known, *(c for c in record.code if c.level not in levels)))
 
 
 @functools.cache

@@ -175,12 +175,15 @@ def first_match(matcher: Any, node: UOp, ctx: Any, skip: Collection[Any] = ()) -
         have = node.__dict__.get("_src_ops")
         if have is None:
             node.__dict__["_src_ops"] = have = {s.op for s in node.src}
-        for entry in patterns:
-            if entry[2].issubset(have) and (not skip or entry[0].location not in skip):
-                result = entry[1](node, ctx)
+        for pattern, rule, needs in patterns:
+            if needs.issubset(have) and not (skip and pattern.location in skip):
+                result = rule(node, ctx)
                 if result is not None and result is not node:
-                    return result, entry[0]
+                    return result, pattern
     return None, None
+
+
+NOT_YET = object()
 
 
 class FollowedRewrite(RewriteContext):
@@ -201,17 +204,17 @@ class FollowedRewrite(RewriteContext):
 
     def pm_rewrite(self, x: UOp) -> UOp | None:
         result, pattern = first_match(self.pm, x, self.ctx, self.follow.skip)
-        if isinstance(result, UOp):
+        if pattern is not None and isinstance(result, UOp):
             self.follow.matched(x, result, pattern, self)
         return result
 
     def cached_bpm_rewrite(self, x: UOp) -> UOp | None:
-        if x in self.bpm_cache:
-            return self.bpm_cache[x]
-        result, pattern = first_match(self.bpm, x, self.ctx, self.follow.skip)
-        if isinstance(result, UOp):
-            self.follow.matched(x, result, pattern, self)
-        self.bpm_cache[x] = result
+        result = self.bpm_cache.get(x, NOT_YET)
+        if result is NOT_YET:
+            result, pattern = first_match(self.bpm, x, self.ctx, self.follow.skip)
+            if pattern is not None and isinstance(result, UOp):
+                self.follow.matched(x, result, pattern, self)
+            self.bpm_cache[x] = result
         return result
 
     def unified_rewrite(self, root: UOp) -> UOp:

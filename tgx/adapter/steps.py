@@ -2,31 +2,19 @@
 
 A step is four numbers. The nodes they speak of stand once in a table, so that the thousands of
 graphs between the first and the last cost no more than the nodes that differ.
-
-Kernels are compiled in worker processes. `compile_kernel` takes the place of tinygrad's own
-function there; what it observes goes into a file as a small trace of its own, and is joined to the
-whole at the end.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import tinygrad.codegen as tg_codegen
-from tinygrad.helpers import Context
 from tinygrad.uop.ops import UOp
 
-from tgx import codec, model
-from tgx.adapter import loops
-from tgx.adapter.provenance import Follow, following
-from tgx.adapter.wording import argument_text, closed, dtype_name
+from tgx import model
+from tgx.adapter.wording import argument_text, dtype_name
 
 INNER = {"kernel split"}  # passes inside a rule that are shown as passes
 
@@ -164,160 +152,6 @@ def _rule_text(path: str, line: int) -> tuple[str, str]:
 
 def _open_brackets(text: str) -> int:
     return sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
-
-
-# **** kernels, wherever they are compiled ****
-
-
-class _Facts:
-    """What is noted while one kernel is compiled."""
-
-    def __init__(self) -> None:
-        self.before_opts: UOp | None = None
-        self.renderer: Any = None
-
-
-@contextmanager
-def _watch_opts(facts: _Facts) -> Iterator[None]:
-    plain = tg_codegen.apply_opts
-
-    def apply_opts(ast: UOp, ren: Any, beam: int = 0) -> UOp:
-        facts.before_opts, facts.renderer = ast, ren
-        return plain(ast, ren, beam)
-
-    tg_codegen.apply_opts = apply_opts
-    try:
-        yield
-    finally:
-        tg_codegen.apply_opts = plain
-
-
-def compile_kernel(
-    folder: str, level: str, x: tuple[int, tuple[UOp, Any], dict[str, Any]]
-) -> tuple[int, UOp]:
-    """tinygrad's `_compile_kernel`, observed. Runs in a worker process, or in this one."""
-    number, (ast, renderer), context = x
-    with Context(**context):
-        if _receive is not None:  # this process: the session's own to_program observes
-            return number, tg_codegen.to_program(ast, renderer)
-        program, fragment = observed(ast, renderer, level)
-    path = Path(folder) / f"{os.getpid()}.jsonl"
-    with open(path, "a", encoding="utf-8", newline="\n") as out:
-        out.write(codec.dumps(fragment).replace("\n", "\x00") + "\n")
-    return number, program
-
-
-_receive: Callable[[model.Trace], None] | None = None  # set where the session itself compiles
-
-
-@contextmanager
-def receiving(receive: Callable[[model.Trace], None]) -> Iterator[None]:
-    """Kernels compiled in this process hand over what was observed directly."""
-    global _receive
-    before, _receive = _receive, receive
-    try:
-        yield
-    finally:
-        _receive = before
-
-
-def watched(plain: Callable[[UOp, Any], UOp], level: str) -> Callable[[UOp, Any], UOp]:
-    """`to_program`, which observes what is not in tinygrad's cache of programs."""
-
-    def to_program(ast: UOp, renderer: Any) -> UOp:
-        known = tg_codegen.to_program_key(ast, renderer) in tg_codegen.to_program_cache
-        if known or _receive is None:
-            return plain(ast, renderer)
-        program, fragment = observed(ast, renderer, level, plain)
-        _receive(fragment)
-        return program
-
-    return to_program
-
-
-def observed(
-    ast: UOp, renderer: Any, level: str, build: Callable[[UOp, Any], UOp] | None = None
-) -> tuple[UOp, model.Trace]:
-    """A kernel compiled, and what was seen of it as a trace with one program."""
-    build = build or tg_codegen.to_program
-    facts = _Facts()
-    started = time.perf_counter()
-    recorder = StepRecorder() if level == "full" else None
-    nodes = list(ast.toposort())
-    follow = Follow(recorder=recorder)
-    with _watch_opts(facts):
-        if recorder is not None:
-            follow.layers[0] = {n: (i,) for i, n in enumerate(nodes)}
-            with following(follow):
-                program = build(ast, renderer)
-        else:
-            program = build(ast, renderer)
-    took = (time.perf_counter() - started) * 1e6
-    opts, final = _loops(facts, program)
-    fragment = model.Trace()
-    sources: tuple[tuple[int, ...], ...] = ()
-    if recorder is not None:
-        fragment = recorder.records(str, {"program": -1})
-        sources = tuple(follow.get(n) or () for n in closed(program.src[1].src))
-    record = model.Program(
-        0,
-        program.arg.name,
-        key=program.key.hex(),
-        opts=opts,
-        loops=final,
-        compile_us=took,
-        sources=sources,
-    )
-    return program, replace(fragment, programs=(record,))
-
-
-class _Enough(Exception):
-    """All that a replay wanted to see has been seen."""
-
-
-def again(ast: UOp, renderer: Any, program: UOp, level: str) -> model.Trace:
-    """A kernel that was compiled before the recording began, looked at afterwards."""
-    if level == "full":
-        return observed(ast, renderer, level, tg_codegen.do_to_program)[1]
-    facts = _Facts()
-    plain = tg_codegen.apply_opts
-
-    def apply_opts(ast: UOp, ren: Any, beam: int = 0) -> UOp:
-        facts.before_opts, facts.renderer = ast, ren
-        raise _Enough
-
-    tg_codegen.apply_opts = apply_opts
-    try:
-        tg_codegen.full_rewrite_to_sink(ast, renderer)
-    except _Enough:
-        pass
-    finally:
-        tg_codegen.apply_opts = plain
-    opts, final = _loops(facts, program)
-    return model.Trace(
-        programs=(model.Program(0, "", key=program.key.hex(), opts=opts, loops=final),)
-    )
-
-
-def _loops(facts: _Facts, program: UOp) -> tuple[tuple[model.Opt, ...], tuple[model.Loop, ...]]:
-    if facts.before_opts is None:
-        return (), ()
-    applied = tuple(getattr(program.src[0].arg, "applied_opts", ()))
-    try:
-        opts, final, _ = loops.replay(facts.before_opts, facts.renderer, applied)
-    except Exception:  # a kernel whose optimiser is not tinygrad's: its loops as they came
-        opts, final, _ = loops.replay(facts.before_opts, facts.renderer, ())
-    return opts, final
-
-
-def fragments(folder: Path) -> Iterator[model.Trace]:
-    """What worker processes left in a folder."""
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield codec.loads(line.replace("\x00", "\n"))
-            except codec.TraceError:
-                continue  # a worker that was killed in the middle of a line
 
 
 def joined(

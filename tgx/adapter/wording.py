@@ -58,10 +58,15 @@ def closed(nodes: Sequence[UOp]) -> Iterator[UOp]:
     user."""
     seen: set[UOp] = set()
     for n in nodes:
-        for s in n.toposort(gate=lambda x: x not in seen):
-            if s not in seen:
-                seen.add(s)
-                yield s
+        if n in seen:
+            continue
+        if not seen.issuperset(n.src):
+            for s in n.toposort(gate=lambda x: x not in seen):
+                if s is not n and s not in seen:
+                    seen.add(s)
+                    yield s
+        seen.add(n)
+        yield n
 
 
 def language(source: str) -> str:

@@ -12,7 +12,9 @@ from tinygrad.helpers import ansistrip
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
 from tgx import codec, model
+from tgx.adapter import steps
 from tgx.adapter.building import Builder
+from tgx.adapter.compiling import Sight
 from tgx.adapter.extract import text_of
 from tgx.adapter.origins import Marks, Origins, Place
 from tgx.adapter.templates import Lowered, Scope, Template, TemplateKernel
@@ -47,7 +49,8 @@ class Recorder:
         ] = {}  # kernel -> buffers, in the order of its arguments
         self.graphs = self.boundaries = self.pass_count = 0
         self.rules: dict[tuple[str, int], int] = {}
-        self.costs: dict[int, tuple[int, int]] = {}
+        self.seen: set[int] = set()  # programs whose compiling was observed
+        self.sights: dict[UOp, Sight] = {}  # by the program's LINEAR, until it runs
         self.changed: set[int] = set()
         # boundary -> what to reverse to prove it, see tgx.adapter.proof
         self.boundary_records: dict[int, model.Boundary] = {}
@@ -147,11 +150,11 @@ class Recorder:
     ) -> int:
         place = {n: i for i, n in enumerate(nodes)}
         known = self.origins.records
-        ops = [next((known[m].op for m in marks), "") for marks in origins]
-        phases = [next((known[m].phase for m in marks), "") for marks in origins]
+        ops = [known[marks[0]].op if marks else "" for marks in origins]
+        phases = [known[marks[0]].phase if marks else "" for marks in origins]
         number = self.graphs
         self.graphs += 1
-        for m in {m for marks in origins for m in marks}:
+        for m in set().union(*origins):
             self.origin(m)
         self.waiting.append(
             (
@@ -164,7 +167,7 @@ class Recorder:
                     tuple(dtype_name(n.dtype) for n in nodes),
                     tuple(shape_of(n) for n in nodes) if kind == "lazy" else (),
                     tuple(argument_text(n) for n in nodes),
-                    tuple(tuple(place[s] for s in n.src if s in place) for n in nodes),
+                    tuple([tuple([place[s] for s in n.src if s in place]) for n in nodes]),
                     tuple(origins),
                     (),
                     tuple(phases),
@@ -332,7 +335,7 @@ class Recorder:
             if kernel in self.asts and (text := text_of(self.asts[kernel])):
                 code = (*code, model.Code("ast", text, "python"))
             path, path_reason = _path(source)
-            self.program_records[number] = model.Program(
+            record = model.Program(
                 number,
                 ansistrip(prg.arg.name),
                 known.device,
@@ -347,17 +350,36 @@ class Recorder:
                 path=path,
                 path_reason=path_reason,
             )
-            self.waiting.append(("programs", self.program_records[number]))
-            self.costs[number] = (
-                number_of(getattr(estimates, "ops", None)),
-                number_of(getattr(estimates, "mem", None)),
-            )
-        flops, nbytes = self.costs[number]
+            self.waiting.append(("programs", record))
+            self.program_records[number] = record
+            if (sight := self.sights.pop(prg.src[1], None)) is not None:
+                self.compiled(number, sight.fragment(prg))
+        record = self.program_records[number]
         self.kernels[kernel] = replace(
-            known, program=number, flops=flops, bytes=nbytes, tinygrad_name=ansistrip(prg.arg.name)
+            known,
+            program=number,
+            flops=record.flops,
+            bytes=record.bytes,
+            tinygrad_name=record.name,
         )
         self.waiting.append(("kernels", self.kernels[kernel]))
         self.fresh = True
+
+    def compiled(self, number: int, fragment: model.Trace) -> None:
+        """What was seen of a program while it was compiled."""
+        seen = fragment.programs[0]
+        self.program_records[number] = replace(
+            self.program_records[number],
+            opts=seen.opts,
+            loops=seen.loops,
+            sources=seen.sources,
+            compile_us=seen.compile_us,
+        )
+        self.waiting.append(("programs", self.program_records[number]))
+        if fragment.passes:
+            self.flush()
+            self.bundle(steps.joined(self, fragment, program=number))
+        self.seen.add(number)
 
     # **** the end ****
 
