@@ -36,7 +36,7 @@ def room(ours: str = "", others: str = "") -> Room:
 
 ALL = (
     "adapter bench codec devices hardware kernels model passes recording settings views "
-    "puzzles __version__ TgxError"
+    "puzzles walking __version__ TgxError"
 )
 
 # The first row that a path starts with is its room.
@@ -57,6 +57,7 @@ WALLS = {
     "tgx/puzzles/": room("devices", "tinygrad llvmlite"),
     "tgx/__init__.py": room("adapter"),
     "tgx/recording.py": room("adapter codec model settings views"),
+    "tgx/walking.py": room("adapter codec model recording views", "tinygrad"),
     "tgx/__main__.py": room("cli"),
     "tgx/cli.py": room("commands settings __version__"),
     "tgx/commands/": room(ALL, "rich"),

@@ -16,10 +16,11 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 PUBLIC: dict[str, str] = {
     "TgxError": "tgx.errors",
+    "backward": "tgx.walking",
     "trace": "tgx.recording",
 }
 
-__all__ = ["TgxError", "__version__", "trace"]
+__all__ = ["TgxError", "__version__", "backward", "trace"]
 
 
 def __getattr__(name: str) -> object:

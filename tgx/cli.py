@@ -24,6 +24,7 @@ from typing import Protocol
 
 from tgx import __version__, settings
 from tgx.commands import (
+    backward,
     bench,
     bisect,
     compare,
@@ -73,6 +74,11 @@ COMMANDS: dict[str, Command] = {
         "tgx trace -o run --level full train.py --epochs 2",
         trace,
         runs_script=True,
+    ),
+    "backward": Command(
+        "every gradient of an expression or a script: its rule, its value, its kernel",
+        'tgx backward "(x*x + x).sum()" x=2.0',
+        backward,
     ),
     "show": Command(
         "look at a trace, in the terminal or as another view",

@@ -16,8 +16,9 @@ from tinygrad.uop.ops import GroupOp, Ops
 from tgx import model
 from tgx.adapter import derivatives, finite, names, textbook
 from tgx.adapter.gradients import Backward, Part, Recorded, Visit
-from tgx.adapter.values import Array, Deferred, Values, shape_text, summary, whole
-from tgx.adapter.writing import dtype_name
+from tgx.adapter.reference import ARITHMETIC, REDUCTIONS
+from tgx.adapter.values import Array, Deferred, Values, apply, summary, whole
+from tgx.adapter.wording import dtype_name, shape_text
 
 if TYPE_CHECKING:
     from tgx.adapter.writing import Recorder
@@ -100,9 +101,9 @@ class _Telling:
 
         for v, visit in enumerate(visits):
             for s in self.graph.rows[visit.node].src:
-                other = visit_of.get(s)
-                if other is not None and self._together(named[v][0], named[other][0], visits[other]):
-                    a, b = sorted((find(v), find(other)))
+                o = visit_of.get(s)
+                if o is not None and self._together(named[v][0], named[o][0], visits[o]):
+                    a, b = sorted((find(v), find(o)))
                     leader[b] = a
         groups: dict[int, _Group] = {}
         for v, (_, origin, op, name) in enumerate(named):
@@ -172,7 +173,7 @@ class _Telling:
         uses.setdefault(last, []).extend(n for n in (*roots, *self.wanted) if n != last)
         self.summaries: list[model.Value] = []
 
-        def visit(i: int, array: Array) -> None:
+        def seen(i: int, array: Array) -> None:
             row = self.graph.rows[i]
             self.summaries.append(summary(array, row.shape))
             for job in jobs.get(i, ()):
@@ -182,7 +183,7 @@ class _Telling:
             if i == last:
                 self._check_goals(values.held)
 
-        values.run(visit, uses)
+        values.run(seen, uses)
 
     def _upstream(self, group: _Group) -> int:
         return self.walk.visits[group.visits[0]].upstream
@@ -217,8 +218,8 @@ class _Telling:
         with np.errstate(all="ignore"):
             doubles = [np.asarray(a, np.float64) if a.dtype.kind == "f" else np.asarray(a)
                        for a in inputs]
-            out = finite.apply(row, doubles, True, [self.graph.rows[s].dtype for s in row.src]) \
-                if row.op in finite.ARITHMETIC else self._reduced(row, doubles)
+            out = apply(row, doubles, True, [self.graph.rows[s].dtype for s in row.src]) \
+                if row.op in ARITHMETIC else self._reduced(row, doubles)
             made = formula.compute(row, np.asarray(upstream, np.float64), out, doubles)[slot]
             if made is None:
                 return -1.0
@@ -232,7 +233,7 @@ class _Telling:
     def _reduced(self, row: Any, doubles: Sequence[Any]) -> Any:
         if row.op is Ops.REDUCE:
             axes = tuple(range(row.arg[1]))
-            return finite.REDUCTIONS[row.arg[0]](doubles[0], axis=axes)
+            return REDUCTIONS[row.arg[0]](doubles[0], axis=axes)
         return None
 
     def _local(self, visit: Visit, slot: int, upstream: Array, given: Array) -> str:
@@ -387,15 +388,15 @@ class _Telling:
         if part.node >= 0 and not formula.slopes:
             text = formula.operation
         return model.Contribution(
-            part.target, part.slot, part.node, part.total, text, local, self._summed_axes(visit, part),
-            part.stops, check, error,
+            part.target, part.slot, part.node, part.total, text, local,
+            self._summed_axes(visit, part), part.stops, check, error,
         )  # fmt: skip
 
     def _summed_axes(self, visit: Visit, part: Part) -> tuple[int, ...]:
         """The axes of the result along which an input was repeated."""
         source, out = self.graph.rows[part.target].shape, self.graph.rows[visit.node].shape
         op = self.graph.rows[visit.node].op
-        if part.node < 0 or source is None or out is None or op not in finite.ARITHMETIC:
+        if part.node < 0 or source is None or out is None or op not in ARITHMETIC:
             return ()
         extra = len(out) - len(source)
         return tuple(a for a in range(len(out))

@@ -1,9 +1,9 @@
 """tinygrad's gradient table as mathematics: one formula for each of its rules.
 
 `FORMULAS` is keyed as the rules are: by the operations a rule's pattern matches (``MUL``,
-``CMPLT/CMPNE``), with those of its sources where the pattern names them (``AFTER STORE``), and for a
-reduce by what it reduces with (``REDUCE MAX``). A rule of a newer tinygrad that has no formula here
-is shown all the same, and named as one without (`formula_of`).
+``CMPLT/CMPNE``), with those of its sources where the pattern names them (``AFTER STORE``), and for
+a reduce by what it reduces with (``REDUCE MAX``). A rule of a newer tinygrad that has no formula
+here is shown all the same, and named as one without (`formula_of`).
 
 Each row says the operation, the derivative by each input, and computes the contributions once more
 by the textbook, from the values alone: so a formula that is not true of the rule is found out.
@@ -90,7 +90,7 @@ def _same(row: Row, g: Any, out: Any, x: Arrays) -> tuple[Any, ...]:
 
 
 def _flipped(row: Row, g: Any, out: Any, x: Arrays) -> tuple[Any, ...]:
-    return (np.flip(g, [i for i, f in enumerate(row.arg) if f]),)
+    return (np.flip(g, tuple(i for i, f in enumerate(row.arg) if f)),)
 
 
 def _stored(row: Row, g: Any, out: Any, x: Arrays) -> tuple[Any, ...]:

@@ -5,9 +5,9 @@ operation alone is computed again, one element of one input moved by ±h, and th
 with the upstream gradient. A parameter's *gradient* is the slope of the loss: so the whole forward
 graph from that parameter on is computed again.
 
-The difference is (f(x+h) - f(x-h)) / 2h at h and at h/2, and what the two say of h = 0 (Richardson):
-its error falls with h⁴. Where the slopes on the left and on the right differ, there is a kink, and
-no derivative to agree with.
+The difference is (f(x+h) - f(x-h)) / 2h at h and at h/2, and what the two say of h = 0
+(Richardson): its error falls with h⁴. Where the slopes on the left and on the right differ, there
+is a kink, and no derivative to agree with.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ def _one(graph: Rows, row: Row, slot: int, inputs: Sequence[Array], upstream: Ar
         out = np.broadcast_shapes(*(a.shape for a in inputs))
         block = _affected(at, array.shape, out)
         parts = [_part(a, block, out) for a in inputs]
-        g = np.asarray(broadcast(upstream, out)[block], np.float64)
+        weight = np.asarray(broadcast(upstream, out)[block], np.float64)
         kinds = [graph.rows[s].dtype for s in row.src]
 
         def computed(value: float) -> Any:
-            moved = [np.full(p.shape, value) if i == slot else p for i, p in enumerate(parts)]
-            return np.asarray(apply(row, moved, True, kinds), np.float64) * g
+            held = [np.full(p.shape, value) if i == slot else p for i, p in enumerate(parts)]
+            return np.asarray(apply(row, held, True, kinds), np.float64) * weight
 
         def total(value: float) -> float:
             return float(np.sum(computed(value)))
@@ -164,8 +164,8 @@ def _one(graph: Rows, row: Row, slot: int, inputs: Sequence[Array], upstream: Ar
         terms = float(np.sum(np.abs(computed(x + h) - computed(x - h)))) / (2 * h)
         return *slope(total, x, op in STEEP), terms
     block = _moved(row, slot, at, array.shape, upstream.shape)
-    parts = np.asarray(upstream[block], np.float64) if block is not None else np.zeros(())
-    g, terms = float(np.sum(parts)), float(np.sum(np.abs(parts)))
+    reached = np.asarray(upstream[block], np.float64) if block is not None else np.zeros(())
+    g, terms = float(np.sum(reached)), float(np.sum(np.abs(reached)))
     return *slope(lambda value: value * g, x), terms
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import tinygrad.engine.realize as tg_realize
 import tinygrad.mixin.gradient as tg_gradient
+import tinygrad.tensor as tg_tensor
 from tinygrad.uop.ops import Ops, UOp, UOpMetaClass, UPat
 
 from tgx.adapter import names, provenance
@@ -202,6 +203,11 @@ class Backward(Session):
         self.numbers: Numbers = Numbers()
         self.numbered: dict[bytes, tuple[Any, ...]] = {}
         self.left_out = 0
+        self.words: dict[UOp, str] = {}  # what nodes are called, besides the user's variables
+
+    def say(self, text: str) -> None:
+        """Something for the reader."""
+        self._say_once(text)
 
     def start(self) -> Backward:
         super().start()
@@ -361,10 +367,11 @@ class Backward(Session):
 
     def _name(self, record: Recorded, nodes: list[UOp], walk: _Active, frame: Any) -> None:
         """What the user calls the forward nodes."""
-        from tgx.adapter.writing import argument_text
+        from tgx.adapter.wording import argument_text
 
         wanted = nodes[: record.forward]
         found = names.arguments(wanted, frame, self.marker.origins)
+        found = [text or self.words.get(n, "") for text, n in zip(found, wanted, strict=True)]
         record.labels = {i: text for i, text in enumerate(found) if text}
         record.text = [argument_text(n) for n in nodes]
 
@@ -415,6 +422,13 @@ class Backward(Session):
         if self.once and plan is not None and plan.jit and any(w.jit for w in self.walks):
             raise Enough
         return result
+
+
+def lazy_gradients() -> list[Any]:
+    """The gradients of tensors in scope that nothing has computed yet."""
+    alive = [t for ref in list(tg_tensor.all_tensors) if (t := ref()) is not None]
+    grads = [t.grad for t in alive if t.grad is not None]
+    return [g for g in grads if WALK in g.uop.__dict__ and not g.uop.is_realized]
 
 
 _STRUCTURAL = (Ops.REDUCE, Ops.PERMUTE, Ops.FLIP, Ops.CONST)
@@ -476,7 +490,8 @@ def hear_order(s: Backward) -> Undo:
 
 
 def hear_rules(s: Backward) -> Undo:
-    return replace_attribute(tg_gradient, "pm_gradient", Matching(tg_gradient.pm_gradient, s.active))
+    table = Matching(tg_gradient.pm_gradient, s.active)
+    return replace_attribute(tg_gradient, "pm_gradient", table)
 
 
 def hear_contributions(s: Backward) -> Undo:

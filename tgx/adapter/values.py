@@ -23,6 +23,7 @@ from tinygrad.uop.ops import GroupOp, Ops, UOp
 
 from tgx import model
 from tgx.adapter.reference import ARITHMETIC, REDUCTIONS
+from tgx.adapter.wording import shape_text
 
 Array = Any  # np.ndarray, Deferred, a list of arrays (one a device), or None: not known
 
@@ -360,18 +361,14 @@ def reduce(row: Row, array: Any, double: bool) -> Any:
     axes = tuple(range(count))
     if isinstance(array, Deferred):
         if op is Ops.ADD and array.op is Ops.MUL and len(array.sources) == 2:
-            return contraction(*map(_plain, array.sources), count).astype(kind, copy=False)
+            left, right = map(whole, array.sources)
+            return contraction(left, right, count).astype(kind, copy=False)
         if count and array.size > MOST_ELEMENTS:
             inner = Row(Ops.REDUCE, row.dtype, row.shape, (), (op, count - 1))
             parts = [reduce(inner, array[i], double) for i in range(array.shape[0])]
             return REDUCTIONS[op](np.stack(parts), axis=0).astype(kind, copy=False)
         array = array.whole()
     return rounded(REDUCTIONS[op](array, axis=axes).astype(kind, copy=False), row.dtype)
-
-
-def _plain(array: Any) -> Any:
-    """A factor of a product; casts to its own type and the like are looked through."""
-    return whole(array)
 
 
 def contraction(a: Any, b: Any, count: int) -> Any:
@@ -554,7 +551,7 @@ class Values:
     def function(self, row: Row, arrays: list[Any]) -> tuple[Array, ...]:
         """A function's results: its body, its parameters replaced."""
         inner = Values(row.arg, self.double, params=dict(enumerate(arrays)))
-        return inner.run()[len(row.arg) - 1]  # type: ignore[no-any-return]
+        return inner.run()[len(row.arg) - 1]
 
     def _after(self, row: Row, arrays: list[Any]) -> Array:
         """A tensor after something was stored in it."""
@@ -630,10 +627,6 @@ def sampled(array: Any, most: int = SUMMARY) -> Any:
         steps[widest] += 1
         counts[widest] = -(-array.shape[widest] // steps[widest])
     return array[tuple(slice(None, None, s) for s in steps)]
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) if len(shape) else "scalar"
 
 
 def summary(array: Array, shape: tuple[int, ...] | None = None) -> model.Value:
