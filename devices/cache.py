@@ -29,8 +29,6 @@ from tinygrad.helpers import VERSION as SCHEMA
 from tinygrad.renderer import Renderer
 from tinygrad.uop.ops import Ops, UOp
 
-from tgx.devices import contract
-
 MAX_BYTES = 256 << 20  # of the whole folder; the files used longest ago go first
 MAX_FILE = 16 << 20
 SWEEP_EVERY = 64  # writes between two looks at the folder's size
@@ -165,6 +163,7 @@ def compile_here(missing: dict[tuple, tuple[UOp, Renderer, str]]) -> None:
             if name:
                 write(name, whole)
         return
+    from tgx.devices import contract  # late: see renderer.contractions
     by_renderer: dict[Renderer, list[tuple]] = {}
     for key, (_, renderer, _) in missing.items():
         by_renderer.setdefault(renderer, []).append(key)
