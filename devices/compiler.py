@@ -168,6 +168,11 @@ class TGXCompiler(Compiler):
         module, machine = self.optimized(source)
         return str(machine.emit_assembly(module))
 
+    def assembly_of(self, module: str) -> str:
+        """The machine code of IR that has been optimized already, as text."""
+        parsed = llvm.parse_assembly(module, context=llvm.create_context())
+        return str(self.target_machine().emit_assembly(parsed))
+
     def optimized_ir(self, source: str) -> str:
         """`source` after LLVM's passes."""
         return str(self.optimized(source)[0])

@@ -43,7 +43,8 @@ def complete(recorder: Recorder, session: Session) -> list[str]:
                 recorder.compiled(number, fragment)
         if session.level == "full" or number in slowest:
             try:
-                record = panes.added(recorder.program_records[number], prg)
+                record = recorder.program_records[number]
+                record = panes.added(record, prg, recorder.optimized)
                 recorder.program_records[number] = record
                 recorder.bundle([("programs", record)])
             except Exception as e:

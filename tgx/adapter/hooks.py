@@ -215,7 +215,6 @@ def follow_jit(s: Session) -> Undo:
 
 def time_kernels(s: Session) -> Undo:
     plain_run, plain_stats = tg_realize.run_linear, tg_realize.track_stats
-    plain_compile = tg_realize.lower_and_compile
 
     @functools.wraps(plain_run)
     def run_linear(linear: UOp, *args: Any, **kwargs: Any) -> Any:
@@ -228,37 +227,56 @@ def time_kernels(s: Session) -> Undo:
             s._fault("launch", e)
         plain_stats(ctx, call, st, ets)
 
+    return _both(
+        replace_attribute(tg_realize, "run_linear", run_linear),
+        replace_attribute(tg_tensor, "run_linear", run_linear),
+        replace_attribute(tg_jit, "run_linear", run_linear),
+        replace_attribute(tg_realize, "track_stats", track_stats),
+    )
+
+
+def watch_compiling(s: Session) -> Undo:
+    plain = tg_realize.lower_and_compile
+    of_tgx: list[Undo] = []
+
+    def observing(build: compiling.Build) -> compiling.Build:
+        return compiling.observing(build, s.level, s.compiled)
+
+    def watch_tgx() -> Undo:
+        """TGX's own shorter way from a kernel to its program, and what LLVM makes of it."""
+        from tgx.devices import compiler, contract
+
+        plain_optimized = compiler.TGXCompiler.optimized
+
+        def optimized(self: Any, source: str) -> Any:
+            module, machine = plain_optimized(self, source)
+            s.recorder.optimized[source] = str(module)
+            return module, machine
+
+        return _both(
+            replace_attribute(contract, "program", observing(contract.program)),
+            replace_attribute(compiler.TGXCompiler, "optimized", optimized),
+        )
+
     def lower_and_compile(linear: UOp) -> UOp:
+        if not of_tgx and "tgx.devices.renderer" in sys.modules:  # the device has been opened
+            of_tgx.append(watch_tgx())
         started = s.now()
-        result = plain_compile(linear)
+        result = plain(linear)
         if result is not linear:
             s.events.append(
                 model.Event("compile", f"{len(linear.src)} kernels", started, s.now() - started)
             )
         return result
 
-    return _both(
-        replace_attribute(tg_realize, "run_linear", run_linear),
-        replace_attribute(tg_tensor, "run_linear", run_linear),
-        replace_attribute(tg_jit, "run_linear", run_linear),
-        replace_attribute(tg_realize, "track_stats", track_stats),
-        replace_attribute(tg_realize, "lower_and_compile", lower_and_compile),
-    )
-
-
-def watch_compiling(s: Session) -> Undo:
-    from tgx.devices import contract  # TGX's own shorter way from a kernel to its program
-
-    def observing(build: compiling.Build) -> compiling.Build:
-        return compiling.observing(build, s.level, s.compiled)
-
     s.spool.mkdir(exist_ok=True)
     in_worker = functools.partial(compiling.compile_kernel, str(s.spool), s.level, os.getpid())
-    return _both(
+    undo = _both(
+        replace_attribute(tg_realize, "lower_and_compile", lower_and_compile),
         replace_attribute(tg_realize, "_compile_kernel", in_worker),
         replace_attribute(tg_codegen, "do_to_program", observing(tg_codegen.do_to_program)),
-        replace_attribute(contract, "program", observing(contract.program)),
     )
+    return lambda: _both(undo, *of_tgx)()
 
 
 def watch_memory(s: Session) -> Undo:

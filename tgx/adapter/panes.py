@@ -7,6 +7,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,19 @@ from tgx.adapter import lines
 from tgx.adapter.wording import closed, language
 
 
-def added(record: model.Program, prg: UOp) -> model.Program:
-    """A program with its source, the lines of which know their UOps, and the panes below it."""
+def added(record: model.Program, prg: UOp, optimized: Mapping[str, str]) -> model.Program:
+    """A program with its source, the lines of which know their UOps, and the panes below it.
+
+    ``optimized`` has, by their source, modules that LLVM has optimised already.
+    """
     source = prg.src[2].arg if len(prg.src) > 2 else ""
     binary = prg.src[3].arg if len(prg.src) > 3 else b""
     renderer = _renderer(record.device)
     code = model.Code("source", source, language(source))
-    below = _below(record.device, getattr(renderer, "compiler", None), source, binary)
+    if source in optimized:
+        below = _below_ir(renderer.compiler, optimized[source])
+    else:
+        below = _below(record.device, getattr(renderer, "compiler", None), source, binary)
     if renderer is not None:
         code = lines.traced(code, prg, [*closed(prg.src[1].src)], renderer)
     known = (code, *(c for c in below if c.text)) if source else ()
@@ -43,17 +50,21 @@ def _renderer(device: str) -> Any:
 
 
 def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model.Code]:
-    if hasattr(compiler, "optimized"):  # TGX: its compiler shows every level itself
-        module, machine = compiler.optimized(source)
-        return [
-            model.Code("ir_opt", str(module), "llvm"),
-            model.Code("asm", str(machine.emit_assembly(module)), "asm"),
-        ]
+    if hasattr(compiler, "optimized"):
+        return _below_ir(compiler, str(compiler.optimized(source)[0]))
     if source.lstrip().startswith((".version", "//")) and ".visible" in source:
         return [model.Code("ptx", source, "ptx")]
     if binary[:4] == b"\x7fELF" or device.startswith("CPU"):
         return [model.Code("asm", disassembled(binary), "asm")] if binary else []
     return []
+
+
+def _below_ir(compiler: Any, module: str) -> list[model.Code]:
+    """Below TGX's own IR: its compiler shows every level."""
+    return [
+        model.Code("ir_opt", module, "llvm"),
+        model.Code("asm", compiler.assembly_of(module), "asm"),
+    ]
 
 
 def disassembled(binary: bytes) -> str:

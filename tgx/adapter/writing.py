@@ -50,6 +50,7 @@ class Recorder:
         self.graphs = self.boundaries = self.pass_count = 0
         self.rules: dict[tuple[str, int], int] = {}
         self.seen: set[int] = set()  # programs whose compiling was observed
+        self.optimized: dict[str, str] = {}  # TGX's IR -> the same, optimised
         self.sights: dict[UOp, Sight] = {}  # by the program's LINEAR, until it runs
         self.changed: set[int] = set()
         # boundary -> what to reverse to prove it, see tgx.adapter.proof
