@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 from tinygrad import Tensor, nn
+from tinygrad.function import function
 from tinygrad.helpers import Context
 from tinygrad.uop.ops import KernelInfo, UOp
 
@@ -35,6 +36,8 @@ def record(program: Callable[[], object]) -> tuple[Session, Trace]:
 
 X, Z, V, W = e(8, 8), e(8, 8), e(8), e(8, 8)
 MANY = [e(6) for _ in range(8)]
+TWO = ("NULL", "NULL:1")
+SPREAD = e(8, 8).shard(TWO, 0).realize()
 
 
 def added(a: UOp, b: UOp) -> UOp:
@@ -56,6 +59,13 @@ def both(a: Tensor, b: Tensor) -> Tensor:
     """Two results of one realize, the second computed from the first."""
     Tensor.realize(a, b)
     return b
+
+
+def prepared(a: Tensor) -> Tensor:
+    return a.sum(axis=1).relu()
+
+
+inlined, precompiled = function(prepared), function(prepared, precompile=True)
 
 
 CASES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], dict[str, int]]] = {
@@ -87,6 +97,11 @@ CASES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], dict[str, int
     "copy-source": (lambda: X.permute(1, 0).to("NULL:1"), lambda: X.to("NULL:1"), {}),
     "copy": (lambda: X.to("NULL:1") + 1, lambda: X + 1, {}),
     "custom-kernel": (lambda: custom(V.exp()), lambda: custom(V), {}),
+    "custom-output": (lambda: custom(V) + 1, lambda: V * 2 + 1, {}),
+    "assign": (lambda: W.assign(X + 1) * 2, lambda: (X + 1) * 2, {}),
+    "devices": (lambda: (X + 1).shard(TWO) * 2, lambda: (X + 1) * 2, {}),
+    "allreduce": (lambda: SPREAD.sum(axis=0) * 2, lambda: SPREAD.sum(axis=1) * 2, {}),
+    "precompiled": (lambda: precompiled(X + 1) * 2, lambda: inlined(X + 1) * 2, {}),
     "library-contiguous": (
         lambda: Tensor.rand(8, device="NULL") + V,
         lambda: Tensor.rand(8, device="NULL", contiguous=False) + V,
@@ -112,6 +127,27 @@ def test_a_reason_and_its_absence(reason: str) -> None:
     for b in found:
         assert "this value" not in b.because, b.because
         assert "{" not in b.because + b.fuse_by
+
+
+def test_every_reason_has_such_a_pair() -> None:
+    assert set(CASES) == set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("kept", "stored", "again"),
+    [
+        ("more than three buffers", lambda: sum(MANY[1:4], MANY[0]), lambda: MANY[0] + MANY[1]),
+        ("a reduction over memory", lambda: X.sum(axis=1), lambda: X.exp()[0]),
+    ],
+)
+def test_what_is_computed_again_instead(
+    kept: str, stored: Callable[[], Tensor], again: Callable[[], Tensor]
+) -> None:
+    """Readers in two orders: too dear to compute for each, and cheap enough."""
+    _, first = record(lambda: (y := stored()) + y.flip(0))
+    _, second = record(lambda: (y := again()) + y.flip(0))
+    assert len(first.kernels) == 2 and len(second.kernels) == 1
+    assert kept in next(b.because for b in first.boundaries if b.readers)
 
 
 @pytest.mark.parametrize("reason", CASES)

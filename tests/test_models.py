@@ -9,6 +9,9 @@ from models import MODELS
 from tinygrad.helpers import Context
 
 import tgx
+from tgx.adapter.boundaries import OPAQUE
+from tgx.adapter.capture import Session
+from tgx.adapter.proof import prove
 from tgx.model import Trace
 from tgx.passes.replay import replay
 
@@ -41,6 +44,22 @@ def test_nothing_is_unknown(device: str, model: str, jit: bool) -> None:
         MODELS[model](3, jit)
     check(t.trace)
     assert t.trace.environment.missing == ("rewrites were not recorded: --level full",)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "transformer", "resnet18"])
+@pytest.mark.parametrize("device", devices())
+def test_every_boundary_is_proved(device: str, model: str) -> None:
+    """Of every schedule: replayed without that one boundary, it has one kernel fewer."""
+    with Context(DEV=device):
+        session = Session().start()
+        try:
+            MODELS[model](2, False)
+        finally:
+            session.stop()
+    between = {b.id for b in session.trace().boundaries if b.readers and b.reason not in OPAQUE}
+    proofs = {p.boundary: p for p in prove(session)}
+    assert set(proofs) == between and proofs
+    assert [p for p in proofs.values() if not p.holds] == []
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "transformer", "resnet18"])

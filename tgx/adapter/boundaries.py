@@ -4,9 +4,10 @@ Every intermediate buffer of a schedule exists because some line of tinygrad's s
 and often a second line decided to leave it there. `Decisions` watches these lines at work:
 
 * the scheduler's list of values to store (`IndexingContext.realize_map`): who put a node on it, and
-where; * rules that insert a CONTIGUOUS, a STAGE or a copy's buffer: the rule's own line; *
-`remove_bufferize`, which drops buffers that are cheap to compute again: which of its ``return
-None`` kept one.
+  where;
+* rules that insert a CONTIGUOUS, a STAGE or a copy's buffer: the rule's own line;
+* `remove_bufferize`, which drops buffers that are cheap to compute again: which of its ``return
+  None`` kept one.
 
 Lines are found by their text, never by number. `REASONS` turns a decision into words for a person
 who learns. `tgx.adapter.proof` replays a schedule with one decision reversed and all others as they
@@ -49,13 +50,13 @@ REASONS: dict[str, Reason] = {
         "The program asks for {value} at {asked}, so it has to be in memory when this part of the "
         "program ends.",
         "Ask for it later, together with what is computed from it (one realize for both): if "
-        "nothing "
-        "else needs it, it is never stored.",
+        "nothing else needs it, it is never stored.",
     ),
     "assign": Reason(
         "assigned to {target}",
         "{Value} is assigned to {target}, which lives in memory from one step to the next.",
-        "",
+        "What is computed from it need not read it there: use the value itself, before it is "
+        "assigned.",
     ),
     "contiguous": Reason(
         "contiguous() asked for it",
@@ -69,48 +70,41 @@ REASONS: dict[str, Reason] = {
     ),
     "consumers-differ": Reason(
         "{count} readers, other ranges",
-        "{Value} is read by {readers}, which walk it in different orders. One loop cannot "
-        "follow both, so it "
-        "is stored once and read by each.",
-        "Make its readers walk it in the same order (the same axes, the same reshapes), or "
-        "store less "
-        "by letting PCONTIG=1 keep the axes they share.",
+        "{Value} is read by {readers}, which walk it in different orders. One loop cannot follow "
+        "both, so it is stored once and read by each.",
+        "Make its readers walk it in the same order (the same axes, the same reshapes), or store "
+        "less by letting PCONTIG=1 keep the axes they share.",
     ),
     "reduce-broadcast": Reason(
         "a reduce that is broadcast",
-        "{Value} is a reduction that {readers} spreads over an axis again ({via}). Fused, "
-        "the whole reduction would "
-        "run again for every element of that axis.",
+        "{Value} is a reduction that {readers} spreads over an axis again ({via}). Fused, the "
+        "whole reduction would run again for every element of that axis.",
         "PCONTIG=2 lets tinygrad keep such a value inside the loop.",
     ),
     "elementwise-broadcast": Reason(
         "computed, then broadcast",
-        "{Value} is spread over a further axis by {readers} ({via}). Fused, it would be "
-        "computed again for every "
-        "element of that axis.",
+        "{Value} is spread over a further axis by {readers} ({via}). Fused, it would be computed "
+        "again for every element of that axis.",
         "PCONTIG=2 lets tinygrad keep such a value inside the loop.",
     ),
     "store-hazard": Reason(
         "would overwrite what it reads",
         "{Value} is computed from the old contents of the very buffer it is stored into, in "
-        "another "
-        "order. It goes to a buffer of its own first, so that nothing is overwritten before "
-        "it is read.",
-        "Read and write it in the same order (no permute, flip or shrink between them), or "
-        "write to "
-        "a new tensor instead of assigning.",
+        "another order. It goes to a buffer of its own first, so that nothing is overwritten "
+        "before it is read.",
+        "Read and write it in the same order (no permute, flip or shrink between them), or write "
+        "to a new tensor instead of assigning.",
     ),
     "self-access": Reason(
         "reads what it overwrites",
-        "{Value} is stored into a buffer that its own computation reads, so it is computed "
-        "whole first.",
+        "{Value} is stored into a buffer that its own computation reads, so it is computed whole "
+        "first.",
         "Write to a new tensor instead of assigning in place.",
     ),
     "split-reduce": Reason(
         "a big reduction in two halves",
         "{Value} reduces so many elements to so few that one kernel could not use the whole "
-        "device: it is "
-        "split, this part first, the rest in the next kernel.",
+        "device: it is split, this part first, the rest in the next kernel.",
         "SPLIT_REDUCEOP=0 reduces in one kernel; REDUCEOP_SPLIT_THRESHOLD sets from where on.",
     ),
     "too-many-buffers": Reason(
@@ -132,23 +126,23 @@ REASONS: dict[str, Reason] = {
     "custom-kernel": Reason(
         "input of a custom kernel",
         "{Value} is an argument of a hand-written kernel, which reads it from memory.",
-        "",
+        "Compute {value} inside the hand-written kernel.",
     ),
     "custom-output": Reason(
         "written by a custom kernel",
         "{Value} is written by a hand-written kernel.",
-        "",
+        "Write that kernel in Tensor operations: then tinygrad may fuse it with what reads it.",
     ),
     "devices": Reason(
         "one piece per device",
         "{Value} is one device's piece of a tensor that is spread over several.",
-        "",
+        "Keep the tensor on one device, or spread what reads it in the same way.",
     ),
     "allreduce": Reason(
         "summed over devices",
         "{Value} is spread over several devices, each of which has a part of it. The parts are "
         "copied from device to device and added there, and copies need plain memory.",
-        "",
+        "Reduce over an axis that is not the one the tensor is spread along.",
     ),
     "precompiled": Reason(
         "border of a precompiled function",

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class Session:
         self.plans: dict[UOp, Plan] = {}
         self.lowering: list[list[Lowered]] = []
         self.outputs: dict[int, str] = {}
+        self.functions = False
         self.executing: list[tuple[Plan | None, int]] = []
         self.repeats: dict[int, int] = {}
         self.times: dict[int, list[float]] = {}
@@ -193,6 +195,7 @@ class Session:
             if marks:
                 node.__dict__[MARK] = marks
         follow = Follow(marks=True)
+        self.functions = False  # are some of its values results of precompiled functions?
         asked = marker.origins.here(3)
         stores: dict[UOp, str] = {}
         follow.watch = functools.partial(self._output_rule, follow, stores)
@@ -218,6 +221,7 @@ class Session:
     ) -> None:
         """Tells outputs somebody realizes from those a ``.contiguous()`` or an assign stores."""
         if context.name == "early transform tensor graph":
+            self.functions |= old.op is Ops.FUNCTION
             if old.op is not Ops.CONTIGUOUS and new.op is Ops.CONTIGUOUS:
                 stores[new] = "realize" if old.op is not Ops.AFTER else "assign"
             elif old.op is Ops.CONTIGUOUS:
@@ -298,7 +302,9 @@ class Session:
         self.lowering.append([])
         started = self.now()
         try:
-            linear, var_vals = original(big_sink)
+            # a function scheduled before its caller is put into it, which rebuilds what reads it
+            with following(self.transformed[0]) if self.functions else nullcontext():
+                linear, var_vals = original(big_sink)
             lowered = self.lowering[-1]
         finally:
             self.lowering.pop()

@@ -119,6 +119,8 @@ class Explainer:
         function = self.built.borders.get(number)
         if function is not None and slot < 0:
             reason = "allreduce" if function == "allreduce" else "precompiled"
+        elif reason in ("contiguous", "realize") and self._crosses(kernel.id, readers):
+            reason = "precompiled"
         elif kernel.kind == "custom":
             reason = "custom-output"
         elif kernel.kind == "copy" and reason != "assign":
@@ -169,8 +171,9 @@ class Explainer:
             for s in n.src[1:]:
                 if s.op is Ops.STORE:
                     fills.append((self.built.outer.outputs.get(place[s], "assign"), place[s]))
-                elif s.op is Ops.CALL and s.src[0].op is not Ops.LINEAR:
-                    fills.append(("custom-output", -1))
+                elif s.op is Ops.CALL:
+                    inner = s.src[0].op is Ops.LINEAR
+                    fills.append(("precompiled" if inner else "custom-output", -1))
         nth = self.stores_seen.get(slot, 0)
         self.stores_seen[slot] = nth + 1
         return fills[min(nth, len(fills) - 1)] if fills else ("realize", -1)
