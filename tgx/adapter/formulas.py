@@ -178,7 +178,9 @@ class Formulas:
             node = self.built.nodes[i]
             if node.op is not Ops.MUL:
                 continue
-            sides = [self._seen_through(s, base) for s in node.src[:2]]
+            sides = [self._seen_through(s) for s in node.src[:2]]
+            if base.op == "linear" and base.label:  # nn.Linear's x · Wᵀ
+                sides[1] = sides[1][0], True
             for right, (slot, turned) in enumerate(sides):
                 if parameter >= 0 and slot == parameter:
                     first, t = (gradient, other) if turned else (other, gradient)
@@ -192,19 +194,16 @@ class Formulas:
                     return f"{gradient}·{other}{t}" if right else f"{other}{t}·{gradient}"
         return ""
 
-    def _seen_through(self, node: UOp, base: OriginRecord) -> tuple[int, bool]:
+    def _seen_through(self, node: UOp) -> tuple[int, bool]:
         """The slot of the argument that a matmul's side is, -1 if it is none, and whether the user
-        (or nn.Linear) has transposed it. The matmul's own transpositions are its own business."""
+        has transposed it. The matmul's own transpositions are its own business."""
         turned = False
         while node.op in names.VIEWS or node.op is Ops.CAST:
             if node.op is Ops.PERMUTE:
                 records = self._forward(self._place[node]) if node in self._place else []
                 turned ^= any(r.op in TURNING for r in records)
             node = node.src[0]
-        slot = int(node.arg.slot) if node.op is Ops.PARAM else -1
-        if base.op == "linear" and base.label and slot >= 0:
-            turned = self._argument(slot).endswith("weight")
-        return slot, turned
+        return int(node.arg.slot) if node.op is Ops.PARAM else -1, turned
 
     def _argument(self, slot: int) -> str:
         known = self.built.argument_names

@@ -122,18 +122,23 @@ def arguments(buffers: Sequence[UOp], frame: FrameType | None, origins: Origins)
                 scopes.append(frame.f_globals)
         frame = frame.f_back
     todo: deque[tuple[str, Any, int]] = deque()
+    late: list[tuple[str, Any, int]] = []  # a place in a list says less than any other name
     seen: set[int] = set()
     for scope in reversed(scopes):
         if id(scope) not in seen:
             seen.add(id(scope))
             todo.extend((k, v, 0) for k, v in list(scope.items()) if not k.startswith("__"))
-    while todo and len(seen) < MOST_OBJECTS and len(found) < len(wanted):
+    while (todo or late) and len(seen) < MOST_OBJECTS and len(found) < len(wanted):
+        if not todo:
+            todo.extend(late)
+            late.clear()
         name, value, depth = todo.popleft()
         if isinstance(value, Tensor):
             _name_tensor(name, value, wanted, found)
         elif id(value) not in seen and depth < DEPTH:
             seen.add(id(value))
-            todo.extend((n, v, depth + 1) for n, v in _inside(name, value))
+            listed = depth == 0 and isinstance(value, (list, tuple))
+            (late if listed else todo).extend((n, v, depth + 1) for n, v in _inside(name, value))
     result = []
     for b in buffers:
         base = b.src[0] if b.op is Ops.AFTER and b.src else b
@@ -318,6 +323,7 @@ PLAIN_STEPS = {
     "reduce", "alu", "binop", "movement", "broadcast", "promote", "cast", "where", "reshape",
     "expand", "permute", "broadcast_to", "unknown", "neg", "mul", "add", "sub", "div",
     "reciprocal", "ne", "eq", "gt", "lt", "logical_not", "getitem", "shrink", "pad", "const_like",
+    "unsqueeze", "transpose", "flip", "tri", "tril", "triu", "masked_fill", "full", "arange",
 }  # fmt: skip
 """Steps inside an operation that say nothing of what it does there."""
 
@@ -349,7 +355,8 @@ def tell_apart(
                 inner.append(i)
         steps = [_steps(groups[i], origins) for i in inner]
         told = max(([word(s) for s in steps] for word in WORDS), key=lambda words: len(set(words)))
-        for i, word in zip(inner, told, strict=True):
+        for i, word, all_steps in zip(inner, told, steps, strict=True):
+            word = word or next((w for w in (f(all_steps) for f in WORDS[:2]) if w), "")
             out[i] = f"{name} ({word})" if word else name
     return out
 
@@ -376,7 +383,7 @@ def _steps(records: Sequence[OriginRecord], origins: Origins) -> tuple[str, ...]
     for r in back or records:
         via = (origins.records[r.forward] if r.phase == "backward" else r).via[1:]
         spoken = [v for v in via if v not in PLAIN_STEPS]
-        if spoken[-2:] == ["mean", "sum"]:
+        if spoken[-2:] in (["mean", "sum"], ["rsqrt", "sqrt"]):
             spoken.pop()
         if via:
             step = spoken[-1] if spoken else via[0]
