@@ -104,86 +104,91 @@ class Emitter(Values):
         return None
 
     def copy(self, pack: Pack, scope: Scope) -> None:
-        """Fill a packed operand, row by row."""
-        kind, w = memory(pack.access.dtype), self.plan.width
-        if pack.access not in self.packed:
+        """Fill a packed factor, in whole vectors along one axis of its source. Where the copy lies
+        along another one, the lanes', as many vectors as it has lanes change rows for columns."""
+        kind, w, lane = memory(pack.node.dtype), self.plan.width, self.plan.lane[0]
+        if pack.node not in self.packed:
             name = self.new("pack")
             self.allocas.append(f"  {name} = alloca [{pack.size} x {kind}], align 64")
-            self.packed[pack.access] = name, pack
-        name = self.packed.pop(pack.access)[0]
-        outside = self.plan.loops[: pack.level]
-        *rows, (last, _) = pack.extents
-        count = {
-            a: scope.at[a].count if a in outside and a in scope.at else n for a, n in pack.extents
-        }
-        strides = dict(pack.strides)
+            self.packed[pack.node] = name, pack
+        name = self.packed.pop(pack.node)[0]  # while it is made, its value is that of its source
+        outside, strides = self.plan.loops[: pack.level], dict(pack.strides)
+        turned = lane in strides and pack.along != lane
+        rows = [a for a, _ in pack.extents if a not in (pack.along, lane if turned else None)]
+        count = {a: scope.at[a].count if a in outside else n for a, n in pack.extents}
+        Places = dict[str, tuple[str | None, int]]  # axis -> run-time part, constant
 
-        def row(level: int, at: dict[str, Block]) -> None:
-            if level < len(rows):
-                axis = rows[level][0]
-                self.loop(
-                    "0",
-                    str(count[axis]),
-                    1,
-                    lambda i: row(level + 1, {**at, axis: Block(i, 0, 1)}),
-                    guard=False,
-                )
-                return
-            full, rest = divmod(count[last], w)
-            if full:
-                self.loop(
-                    "0",
-                    str(full * w),
-                    w,
-                    lambda i: piece({**at, last: Block(i, 0, w)}, w),
-                    guard=False,
-                )
+        def vector_at(at: Places, n: int) -> Value:
+            """`n` points of the factor, from a place in what is copied."""
+            blocks = dict(scope.at)
+            for a, (base, offset) in at.items():
+                whole = scope.at[a] if a in outside else Block(None, 0, 1)
+                if base is None or whole.base is None:
+                    base = base or whole.base
+                else:
+                    base = self.let(f"add nsw i64 {base}, {whole.base}")
+                blocks[a] = Block(base, whole.offset + offset, 1)
+            here = Scope(blocks, (pack.along,), w, valid=n)
+            return self.widen(self.ev(pack.node, here), w)
+
+        def put(v: Value, at: Places) -> None:
+            to, const = name, 0
+            for a, (base, offset) in at.items():
+                if base is not None:
+                    step = self.let(f"mul nsw i64 {base}, {strides[a]}")
+                    to = self.let(f"getelementptr {kind}, ptr {to}, i64 {step}")
+                const += offset * strides[a]
+            to = self.let(f"getelementptr {kind}, ptr {to}, i64 {const}")
+            self.emit(f"store {v}, ptr {to}, align {pack.node.dtype.itemsize}")
+
+        def each(axis: str, at: Places, step: int, body: Callable[[Places, int], None]) -> None:
+            """Along an axis in steps; the last may be shorter."""
+            full, rest = divmod(count[axis], step)
+            if full == 1:
+                body({**at, axis: (None, 0)}, step)
+            elif full:
+                end = str(full * step)
+                self.loop("0", end, step, lambda i: body({**at, axis: (i, 0)}, step), guard=False)
             if rest:
-                piece({**at, last: Block(None, full * w, rest)}, rest)
+                body({**at, axis: (None, full * step)}, rest)
 
-        def piece(at: dict[str, Block], n: int) -> None:
-            base, const = self.address(
-                pack.access.index, replace(scope, lane=(), coords={}, memo={})
-            )
-            for (
-                a,
-                c,
-            ) in pack.access.index.terms:  # inner axes are not in the scope yet, outer ones are
-                block = at[a]
-                if block.base is not None:
-                    base = self.let(
-                        f"add nsw i64 {base}, {self.let(f'mul nsw i64 {block.base}, {c}')}"
-                    )
-                const += block.offset * c
-            source = self.let(f"getelementptr {kind}, ptr %p{pack.access.slot}, i64 {base}")
-            source = self.let(f"getelementptr {kind}, ptr {source}, i64 {const}")
-            to, const = "0", 0
-            for a, block in at.items():
-                if block.base is not None:
-                    to = self.let(
-                        f"add nsw i64 {to}, {self.let(f'mul nsw i64 {block.base}, {strides[a]}')}"
-                    )
-                const += block.offset * strides[a]
-            target = self.let(f"getelementptr {kind}, ptr {name}, i64 {to}")
-            target = self.let(f"getelementptr {kind}, ptr {target}, i64 {const}")
-            mask = (
-                None
-                if n == w
-                else Value(
-                    "<" + ", ".join(f"i1 {'true' if i < n else 'false'}" for i in range(w)) + ">",
-                    dtypes.bool,
-                    w,
-                )
-            )
-            data = self.vector_load(pack.access, source, w, mask, kind)
-            self.emit(
-                f"store <{w} x {kind}> {data}, ptr {target}, align {pack.access.dtype.itemsize}"
-            )
+        def row(level: int, at: Places) -> None:
+            if level < len(rows):
+                each(rows[level], at, 1, lambda here, _: row(level + 1, here))
+            elif turned:
+                each(lane, at, w, lambda here, n: each(pack.along, here, w, square(n)))
+            else:
+                each(pack.along, at, w, lambda here, n: put(vector_at(here, n), here))
 
-        inner = {a: Block(None, 0, 1) for a, _ in pack.extents if a not in scope.at}
-        scope = replace(scope, at={**scope.at, **inner})
+        def square(lanes: int) -> Callable[[Places, int], None]:
+            def turn(at: Places, n: int) -> None:
+                base, offset = at[lane]
+                many = [vector_at({**at, lane: (base, offset + i)}, n) for i in range(lanes)]
+                start, first = at[pack.along]
+                for i, v in enumerate(self.transposed(many)[:n]):
+                    put(v, {**at, pack.along: (start, first + i)})
+
+            return turn
+
         row(0, {})
-        self.packed[pack.access] = name, pack
+        self.packed[pack.node] = name, pack
+
+    def transposed(self, rows: list[Value]) -> list[Value]:
+        """The columns of a square of vectors: one bit of row and lane number changes places at a
+        time. Rows that are missing are zero."""
+        w, kind = rows[0].lanes, rows[0].type
+        rows = rows + [Value("zeroinitializer", rows[0].dtype, w)] * (w - len(rows))
+        bit = w // 2
+        while bit:
+            for i in (i for i in range(w) if not i & bit):
+                a, b = rows[i], rows[i | bit]
+                low = ", ".join(f"i32 {p if not p & bit else w + (p ^ bit)}" for p in range(w))
+                high = ", ".join(f"i32 {p | bit if not p & bit else w + p}" for p in range(w))
+                for at, picks in ((i, low), (i | bit, high)):
+                    name = self.let(f"shufflevector {kind} {a.name}, {b}, <{w} x i32> <{picks}>")
+                    rows[at] = Value(name, a.dtype, w)
+            bit //= 2
+        return rows
 
     def tiles(self, scope: Scope) -> list[dict[str, int]]:
         """All coordinates of the register tile."""
@@ -207,13 +212,24 @@ class Emitter(Values):
             units = self.units(scope)
             parts = [self.part(p, scope, units) for p in self.nest.parts]
             accs = self.accumulate(scope, units)
+            outer = scope.at.get(self.plan.hoisted or "")
             for coords in self.tiles(scope):
                 for unit in range(units):
                     here = replace(scope, coords=coords, unit=unit)
                     key = tuple(coords.values()), unit
+                    if outer is not None and outer.base is not None:
+                        accs[key] = self.continued(accs[key], outer.base, here)
                     self.finish(accs[key], here, [p[key] for p in parts])
         else:
             self.across(scope)
+
+    def continued(self, acc: Value, outer: str, scope: Scope) -> Value:
+        """A partial sum, with what the steps of the outer reduction loop before left in memory."""
+        before = self.load(self.nest.store, scope, True)
+        first = self.let(f"icmp eq i64 {outer}, 0")
+        zero = splat_literal(TYPES[acc.dtype], acc.lanes, identity(Ops.ADD, acc.dtype))
+        name = self.let(f"select i1 {first}, {acc.type} {zero}, {before}")
+        return self.combine(Ops.ADD, Value(name, acc.dtype, acc.lanes), acc)
 
     def part(
         self, part: Nest, scope: Scope, units: int

@@ -13,6 +13,7 @@ from tgx.devices.nest import Access, Affine, Axis, Mask, Nest, Node
 
 MASK_BYTES = 1 << 18  # largest table of lane masks
 BIG = 1 << 26  # points from which cache blocking may pay
+SUM_BLOCK = 2048  # points of a long sum that are summed at a time, about
 
 
 def accesses(nest: Nest) -> list[Access]:
@@ -94,6 +95,24 @@ def blocked(nest: Nest) -> list[Nest]:
             if axis.out and axis.size % n == 0 and axis.size >= 4 * n:
                 out.append(cut(nest, axis, n))
     return out
+
+
+def summed_in_blocks(nest: Nest) -> list[tuple[Nest, str]]:
+    """The nest with a long sum cut in two, and the outer part's name: partial sums in memory, so
+    that a copy of what the inner part reads fits a cache."""
+    long = math.prod(a.size for a in nest.axes if not a.out)
+    whole = is_contraction(nest) and nest.value is nest.reduction and not nest.parts
+    if not whole or long < 2 * SUM_BLOCK:
+        return []
+    for axis in nest.axes:
+        if axis.out or any(axis.name in m.axes for m in nest.domain):
+            continue
+        sizes = [n for n in range(1, axis.size) if axis.size % n == 0]
+        sizes = [n for n in sizes if SUM_BLOCK <= 8 * long // axis.size * n <= 16 * SUM_BLOCK]
+        small = [n for n in sizes if long // axis.size * n <= SUM_BLOCK]
+        if sizes and (found := cut(nest, axis, small[-1] if small else sizes[0])) is not nest:
+            return [(found, axis.name + "b")]
+    return []
 
 
 def cut(nest: Nest, axis: Axis, n: int) -> Nest:

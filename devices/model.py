@@ -6,6 +6,7 @@ right about which of two plans is faster; nothing is measured while compiling.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from tgx.devices.merge import MASK_BYTES, accesses
 from tgx.devices.nest import Access, Affine, Axis, Nest, Node
 
 PACK_BYTES = 272 << 10  # largest packed operand: it lives on a thread's stack
+MAX_CHUNKS = 16
+CHUNK_CYCLES = 24_000  # do not wake a thread for less
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Pack:
-    """A copy of the part of an operand that is used again and again, rows close together.
+    """A copy of what is used again and again of one factor, its prologue applied.
 
     Rows that lie a multiple of 2 KB apart fall into the same few sets of a cache and push each
-    other out, and every row needs a TLB entry of its own (GotoBLAS packs for this)."""
+    other out, and every row needs a TLB entry of its own (GotoBLAS packs for this). A copy is also
+    where a transposition costs little: it may read along one axis and lie along another."""
 
-    access: Access
-    level: int  # output loops outside the copy
-    extents: tuple[tuple[str, int], ...]  # axis, points held; outermost first
+    node: Node  # the factor: a load, or an expression of loads
+    level: int  # loops outside the copy
+    extents: tuple[tuple[str, int], ...]  # axis, points held; as the copy lies, outermost first
     strides: tuple[tuple[str, int], ...]
     size: int
+    along: str  # the axis it is read along, in whole vectors
 
     def __str__(self) -> str:
-        return f"p{self.access.slot}[{' '.join(f'{a}:{n}' for a, n in self.extents)}]"
+        slots = "*".join(f"p{n.arg.slot}" for n in self.node.walk() if n.op == "load")
+        return f"{slots}[{' '.join(f'{a}:{n}' for a, n in self.extents)}]"
 
 
 def dependence(nest: Nest) -> dict[Node, frozenset[str]]:
@@ -108,21 +114,36 @@ def vector_cost(offsets: list[int]) -> float:
     return 2.5 if span <= 2 * len(offsets) else 1.5 * len(offsets)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
-    """A load of the body, as the model sees it."""
+    """A load of the body, or a copy of a factor, as the model sees it."""
 
     access: Access
     axes: frozenset[str]
     vector: bool
     cost: float  # cycles of the load ports for one copy
+    node: Node  # what would be copied: the factor it is in
+    packed: bool = False  # it is such a copy
+
+
+@functools.cache
+def readable_along(node: Node) -> str | None:
+    """The axis to copy a factor along: every load lies along it, or does not move with it."""
+    loads = [n.arg for n in node.walk() if n.op == "load"]
+    if node.dtype is dtypes.bool or any(n.op in ("index", "mask", "part") for n in node.walk()):
+        return None
+    if any(x.masks or any(c < 0 for _, c in x.index.terms) for x in loads):
+        return None
+    found = [a for x in loads for a, c in x.index.terms if c == 1]
+    found = [a for a in found if all(x.index[a] in (0, 1) for x in loads)]
+    return max(found, key=found.count, default=None)
 
 
 class Model:
     """Costs of one nest on one machine."""
 
-    def __init__(self, nest: Nest, machine: Machine) -> None:
-        self.nest, self.machine = nest, machine
+    def __init__(self, nest: Nest, machine: Machine, hoisted: str = "") -> None:
+        self.nest, self.machine, self.hoisted = nest, machine, hoisted
         self.body, self.deps = body_of(nest), dependence(nest)
         self.red = nest.reduction
         sizes = [
@@ -132,6 +153,7 @@ class Model:
         ]
         self.width = machine.vector // max([*sizes, nest.store.dtype.itemsize, 2])
         self.outs = [a for a in nest.axes if a.out]
+        self.written = {a.name for a in self.outs}
         self.sums = [a for a in nest.axes if not a.out]
         # parts cost like so many more steps of the nest's own sum
         trips = [math.prod(a.size for a in n.axes if not a.out) for n in (nest, *nest.parts)]
@@ -160,21 +182,52 @@ class Model:
             return not any(a in m.axes for m in masks for a in lane)
         return all(m.table.size <= MASK_BYTES * 8 for m in masks if lane[0] in m.axes)
 
-    def operands(self, lane: tuple[str, ...]) -> list[Operand]:
+    def factors(self) -> tuple[Node, ...]:
+        """What may be copied: the factors of a product that is summed."""
+        return self.body.src if self.red is not None and self.body.op == "mul" else ()
+
+    def choices(self, lane: tuple[str, ...]) -> list[frozenset[Node]]:
+        """Which factors to copy, from the start: none, or those that a copy makes much cheaper:
+        what lies across the lanes, and what is computed anew for every tile."""
+        worth = set()
+        for f in self.factors():
+            if len(lane) > 1 or readable_along(f) is None:
+                continue
+            loads = [n.arg for n in f.walk() if n.op == "load"]
+            turned = any(abs(x.index[lane[0]]) > 2 for x in loads) and lane[0] in self.written
+            if turned or any(n.op not in ("load", "const", "cast") for n in f.walk()):
+                worth.add(f)
+        return [frozenset(), frozenset(worth)] if worth else [frozenset()]
+
+    def operands(
+        self, lane: tuple[str, ...], packed: frozenset[Node] = frozenset()
+    ) -> list[Operand]:
         out = []
-        for n in self.body.walk():
-            if n.op == "load":
-                vector = any(a in self.deps[n] for a in lane)
-                cost = 1 / self.machine.scalar
-                if vector:
-                    offsets = strides(n.arg.index, lane, self.nest, self.width)
-                    cost = vector_cost(offsets) / self.machine.load
-                    if any(c % self.width for a, c in n.arg.index.terms if a not in lane):
-                        cost *= 1.7  # not aligned: half of the loads or more cross a cache line
-                    if any(a in m.axes for m in n.arg.masks for a in lane):
-                        cost += 0.3
-                out.append(Operand(n.arg, self.deps[n], vector, cost))
+        for f in self.factors() or (self.body,):
+            along = any(a in self.deps[f] for a in lane)
+            if f in packed:
+                index = Affine.of(0, dict.fromkeys(self.deps[f], 1))
+                size = math.prod(a.size for a in self.nest.axes if a.name in self.deps[f])
+                cost = 1 / (self.machine.load if along else self.machine.scalar)
+                dense = Access(-1, f.dtype, size, index)
+                out.append(Operand(dense, self.deps[f], along, cost, f, True))
+                continue
+            for n in f.walk():
+                if n.op == "load":
+                    out.append(self.operand(n, f if f is not self.body else n, lane))
         return out
+
+    def operand(self, n: Node, factor: Node, lane: tuple[str, ...]) -> Operand:
+        vector = any(a in self.deps[n] for a in lane)
+        cost = 1 / self.machine.scalar
+        if vector:
+            offsets = strides(n.arg.index, lane, self.nest, self.width)
+            cost = vector_cost(offsets) / self.machine.load
+            if any(c % self.width for a, c in n.arg.index.terms if a not in lane):
+                cost *= 1.7  # not aligned: half of the loads or more cross a cache line
+            if any(a in m.axes for m in n.arg.masks for a in lane):
+                cost += 0.3
+        return Operand(n.arg, self.deps[n], vector, cost, factor)
 
     def tile_axes(self, lane: tuple[str, ...]) -> list[Axis]:
         """Output axes that may be held in registers: not those that a loop bound depends on."""
@@ -204,8 +257,9 @@ class Model:
             if o.vector:
                 vec_copies += copies
         work = 0.0
+        copied = {n for o in operands if o.packed for n in o.node.walk()}
         for n in self.body.walk():
-            if n.op not in ("load", "const", "index", "mask", "mul", "cast"):
+            if n.op not in ("load", "const", "index", "mask", "mul", "cast") and n not in copied:
                 d = self.deps[n]
                 copies = math.prod(c for a, c in tile.items() if a in d)
                 work += copies * (vectors if any(a in d for a in lane) else 1) * 0.5
@@ -228,19 +282,23 @@ class Model:
         tile: dict[str, int],
         operands: list[Operand],
         sums: tuple[str, ...],
+        busy: float,
     ) -> tuple[float, tuple[str, ...], tuple[Pack, ...]]:
-        """The best order of the output loops, and its cost in cycles of waiting for the caches."""
+        """The best order of the output loops, and its cost in cycles of waiting: for the caches,
+        for copies, for the last thread. `busy` is what the computing costs."""
         size = {a.name: a.size for a in self.nest.axes}
         lane_size = math.prod(size[a] for a in lane)
         step = {**tile, lane[0]: self.width * vectors}
         full = {**size, lane[0]: lane_size}
         outs = [a.name for a in self.outs if a.name not in lane[1:]]
         trips = {a: -(-full[a] // step.get(a, 1)) for a in [*outs, *sums]}
-        loops = [a for a in outs if trips[a] > 1]
+        hoisted = [s for s in sums if s == self.hoisted]
+        sums = tuple(s for s in sums if s not in hoisted)
+        loops = [a for a in [*outs, *hoisted] if trips[a] > 1]
         fixed = [a for a in outs if trips[a] == 1]
         best: tuple[float, tuple[str, ...], tuple[Pack, ...]] = (math.inf, tuple(outs), ())
         held = {**step, **{s: size[s] for s in sums}}
-        tight = [o for o in operands if crowded(o.access, held)]
+        tight = [o for o in operands if o.packed or crowded(o.access, held)]
         known: dict[frozenset[str], list[float]] = {}
 
         def lines(inside: frozenset[str]) -> list[float]:
@@ -254,23 +312,82 @@ class Model:
                 ]
             return known[inside]
 
+        again = 0.0  # partial sums go to memory and come back
+        if hoisted:
+            near = all(c == 1 for a, c in self.nest.store.index.terms if a in lane)
+            again = math.prod(trips[a] for a in loops) * math.prod(tile.values()) * vectors
+            again *= 4.0 if near else 3.0 * self.width
+        if any(
+            o.packed and self.pack(o, tuple(loops), trips, step, full, lane)[0] is None
+            for o in operands
+        ):
+            return best  # not even in the innermost loop
         options = itertools.permutations(loops) if len(loops) <= 5 else [tuple(loops)]
         for perm in options:
             order = [*perm, *[s for s in sums if trips[s] > 1]]
-            cost = 0.0
+            cost = again
             for cache, price in ((self.machine.l1 * 0.8, 1.2), (self.machine.l2 * 0.8, 5.0)):
-                cost += misses(order, trips, operands, lines, cache) * price
-            packs = []
+                cost += misses(order, trips, operands, lines, cache, tight) * price
+            packs: dict[Node, Pack] = {}
             for o in tight:
-                pack, price = packed(o.access, perm, trips, step, full, lane)
-                cost += price
-                packs += [pack] if pack else []
+                if o.node not in packs:
+                    pack, price = self.pack(o, perm, trips, step, full, lane)
+                    cost += price
+                    if pack is not None:
+                        packs[o.node] = pack
+            ends = [len(perm), *[p.level for p in packs.values()], *map(perm.index, hoisted)]
+            if busy >= 2 * CHUNK_CYCLES:  # at the end, threads wait for each other's last chunk
+                tasks = math.prod(trips[a] for a in perm[: min(ends)])
+                cost += busy / min(tasks, MAX_CHUNKS)
             # the innermost output loop should walk the store forward
             stride = abs(self.nest.store.index[perm[-1]]) if perm else 0
             cost *= 1 + 1e-3 * min(stride, 100) / 100
             if cost < best[0]:
-                best = cost, (*perm, *fixed), tuple(packs)
+                best = cost, (*perm, *fixed), tuple(packs.values())
         return best
+
+    def pack(
+        self,
+        operand: Operand,
+        perm: tuple[str, ...],
+        trips: dict[str, int],
+        step: dict[str, int],
+        full: dict[str, int],
+        lane: tuple[str, ...],
+    ) -> tuple[Pack | None, float]:
+        """The outermost place where a copy of what the inner loops use fits, and its cost."""
+        node, axes = operand.node, self.deps[operand.node]
+        # without a copy, every step waits for a line that was pushed out
+        failed = None, math.inf if operand.packed else 40.0 * math.prod(trips.values())
+        along = readable_along(node)
+        if along is None or len(lane) > 1:
+            return failed
+        loads = [n.arg for n in node.walk() if n.op == "load"]
+        rank = {a: max(x.index[a] for x in loads) for a in axes}
+        order = sorted(axes, key=lambda a: (a in lane, -rank[a], a))
+        for level in range(1, len(perm) + 1):
+            outside = perm[:level]
+            extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a in axes}
+            for x in loads:
+                terms = sorted(x.index.terms, key=lambda t: -t[1])
+                if any(c < d * extent[a] for (_, c), (a, d) in itertools.pairwise(terms)):
+                    return failed  # rows overlap
+            strides: dict[str, int] = {}
+            size = 1
+            for a in reversed(order):
+                strides[a] = size
+                size *= extent[a] if size > 1 else -(-extent[a] // self.width) * self.width
+                if size * node.dtype.itemsize % 2048 == 0 and a != order[0]:
+                    size += self.width
+            reuse = math.prod(trips[a] for a in perm[level:] if a not in axes)
+            if size * node.dtype.itemsize > PACK_BYTES or (reuse < 4 and not operand.packed):
+                continue
+            extents = tuple((a, extent[a]) for a in order)
+            pack = Pack(node, level, extents, tuple(strides.items()), size, along)
+            work = sum(n.op not in ("load", "const", "cast") for n in node.walk())
+            each = 8.0 + work + (12.0 if order[-1] != along else 0.0)
+            return pack, math.prod(trips[a] for a in outside) * size / self.width * each
+        return failed
 
 
 def misses(
@@ -279,8 +396,10 @@ def misses(
     operands: list[Operand],
     lines: Callable[[frozenset[str]], list[float]],
     cache: float,
+    copies: list[Operand],
 ) -> float:
-    """Cache lines brought in over the whole nest, for one cache size."""
+    """Cache lines brought in over the whole nest, for one cache size. Those of a copy count half:
+    it lies in the order it is read in, and the CPU fetches ahead."""
     level = len(order)
     while level > 0 and 64 * sum(lines(frozenset(order[level - 1 :]))) <= cache:
         level -= 1
@@ -289,58 +408,15 @@ def misses(
         outside = order[:level]
         while outside and outside[-1] not in o.axes and 64 * mine <= cache / 2:
             outside = outside[:-1]
-        total += mine * math.prod(trips[a] for a in outside)
+        total += mine * math.prod(trips[a] for a in outside) * (0.5 if o in copies else 1.0)
     return total
 
 
 def crowded(access: Access, held: dict[str, int]) -> bool:
     """Do the rows that a tile runs through crowd a few sets of the cache, or too many pages?"""
     rows = [(abs(c) * access.dtype.itemsize, held.get(a, 1)) for a, c in access.index.terms]
-    return any((stride % 2048 == 0 and n > 8) or (stride >= 2048 and n > 256) for stride, n in rows)
-
-
-def packed(
-    access: Access,
-    perm: tuple[str, ...],
-    trips: dict[str, int],
-    step: dict[str, int],
-    full: dict[str, int],
-    lane: tuple[str, ...],
-) -> tuple[Pack | None, float]:
-    """The outermost place where a copy of what the inner loops use fits, and what copying costs."""
-    terms = sorted(access.index.terms, key=lambda t: -abs(t[1]))
-    every = math.prod(trips.values())
-    failed = None, 40.0 * every  # every step waits for a line that was pushed out
-    if (
-        access.masks
-        or len(lane) > 1
-        or not terms
-        or terms[-1][1] != 1
-        or any(c < 0 for _, c in terms)
-    ):
-        return failed
-    for level in range(1, len(perm) + 1):
-        outside = perm[:level]
-        extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a, _ in terms}
-        if any(
-            terms[i][1] < terms[i + 1][1] * extent[terms[i + 1][0]] for i in range(len(terms) - 1)
-        ):
-            return failed  # rows overlap
-        strides: dict[str, int] = {}
-        size = 1
-        for a, _ in reversed(terms):
-            strides[a] = size
-            size *= extent[a] if size > 1 else -(-extent[a] // 16) * 16
-            if size * access.dtype.itemsize % 2048 == 0 and a != terms[0][0]:
-                size += 16
-        reuse = math.prod(trips[a] for a in perm[level:] if not access.index[a])
-        if size * access.dtype.itemsize <= PACK_BYTES and reuse >= 4:
-            copies = math.prod(trips[a] for a in outside)
-            pack = Pack(
-                access, level, tuple((a, extent[a]) for a, _ in terms), tuple(strides.items()), size
-            )
-            return pack, copies * size / 16 * 8.0
-    return failed
+    together = math.prod(n for stride, n in rows if stride % 2048 == 0)
+    return together > 8 or any(stride >= 2048 and n > 256 for stride, n in rows)
 
 
 def footprint(

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tgx.devices.merge import blocked, merged
+from tgx.devices.merge import blocked, merged, summed_in_blocks
 from tgx.devices.model import (
+    CHUNK_CYCLES,
+    MAX_CHUNKS,
     Machine,
     Model,
     Operand,
@@ -32,9 +35,6 @@ from tgx.devices.model import (
     vector_cost,
 )
 from tgx.devices.nest import Miss, Nest
-
-MAX_CHUNKS = 16
-CHUNK_CYCLES = 24_000  # do not wake a thread for less
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,18 @@ class Plan:
     vectors: int  # vectors along the lane axis in one tile
     tile: tuple[tuple[str, int], ...]  # other axes of the register tile
     loops: tuple[str, ...]  # output loops, outermost first; tile axes and lanes step by their tile
-    sums: tuple[str, ...]  # reduction loops, outermost first
+    sums: tuple[str, ...]  # reduction loops, outermost first, but for one among the output loops
     unroll: tuple[str, ...]  # reduction loops written out
     split: int  # how many of the outermost loops are cut into chunks
     chunks: int
     cycles: float = 0.0  # what the model expects
     packs: tuple[Pack, ...] = ()
+
+    @property
+    def hoisted(self) -> str | None:
+        """The reduction loop among the output loops: its partial sums wait in the output."""
+        sums = {a.name for a in self.nest.axes if not a.out}
+        return next((a for a in self.loops if a in sums), None)
 
     @property
     def lanes_out(self) -> bool:
@@ -101,38 +107,32 @@ def plan(nest: Nest, machine: Machine) -> Plan:
 
     Computing is estimated first, for all candidates; waiting for the caches only for those that
     can still win."""
-    flat = merged(nest)
-    candidates: list[Candidate] = []
-    variants = [flat, nest] if flat.axes != nest.axes else [nest]
-    for variant in variants + blocked(flat):
-        model = Model(variant, machine)
-        for lane in model.lanes():
-            if model.allowed(lane):
-                candidates += search(model, lane)
-    candidates.sort(key=lambda c: c.cost)
     best: Plan | None = None
-    for c in candidates[:24]:
-        if best is not None and c.cost >= best.cycles:
-            break
-        wait, loops, packs = c.model.order(c.lane, c.vectors, c.tile, c.operands, c.sums)
-        if best is None or c.cost + wait < best.cycles:
-            best = Plan(
-                c.model.nest,
-                c.lane,
-                c.model.width,
-                c.vectors,
-                tuple(c.tile.items()),
-                loops,
-                c.sums,
-                (),
-                0,
-                1,
-                c.cost + wait,
-                packs,
-            )
+    tried: Counter[bool] = Counter()
+    for c in sorted(candidates(nest, machine), key=lambda c: c.cost):
+        copies = any(o.packed for o in c.operands)
+        if best is not None and (tried[copies] >= 24 or c.cost >= best.cycles):
+            continue
+        if (found := finished(c)) is not None:
+            tried[copies] += 1
+            if best is None or found.cycles < best.cycles:
+                best = found
     if best is None:
         raise Miss("no plan")
     return chunked(replace(best, unroll=unrolled(best)))
+
+
+def candidates(nest: Nest, machine: Machine) -> Iterator[Candidate]:
+    """All tiles for all choices of axes, lanes and copies."""
+    flat = merged(nest)
+    variants = [flat, nest] if flat.axes != nest.axes else [nest]
+    models = [Model(variant, machine) for variant in variants + blocked(flat)]
+    for variant in variants:
+        models += [Model(n, machine, outer) for n, outer in summed_in_blocks(variant)]
+    for model in models:
+        for lane in model.lanes():
+            if model.allowed(lane):
+                yield from search(model, lane)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,14 +148,31 @@ class Candidate:
     cost: float
 
 
+def finished(c: Candidate) -> Plan | None:
+    """A candidate with the best order of its loops; None if a copy it wants fits nowhere."""
+    wait, loops, packs = c.model.order(c.lane, c.vectors, c.tile, c.operands, c.sums, c.cost)
+    if not math.isfinite(wait):
+        return None
+    sums, tile = tuple(s for s in c.sums if s not in loops), tuple(c.tile.items())
+    nest, width, cycles = c.model.nest, c.model.width, c.cost + wait
+    return Plan(nest, c.lane, width, c.vectors, tile, loops, sums, (), 0, 1, cycles, packs)
+
+
 def search(model: Model, lane: tuple[str, ...]) -> Iterator[Candidate]:
     """All tiles of the menu that fit the registers, for one choice of lanes."""
+    lanes_out = any(a.name in lane for a in model.outs)
+    contracts = model.red is not None
+    if not lanes_out and (model.hoisted or not contracts):
+        return
+    for packed in model.choices(lane):
+        yield from tiles(model, lane, model.operands(lane, packed))
+
+
+def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Iterator[Candidate]:
+    """All tiles of the menu, for one choice of lanes and copies."""
     nest, machine, w = model.nest, model.machine, model.width
     lanes_out = any(a.name in lane for a in model.outs)
     contracts = model.red is not None
-    if not contracts and not lanes_out:
-        return
-    operands = model.operands(lane)
     lane_size = math.prod(nest.size(a) for a in lane)
     bound = bounds(nest, lane)
     sums = tuple(
@@ -240,7 +257,9 @@ def chunked(plan: Plan) -> Plan:
     """Cut the outermost loops into pieces, if there is enough work to share."""
     want = min(MAX_CHUNKS, int(plan.cycles / CHUNK_CYCLES))
     tasks, split = 1, 0
-    deepest = min([p.level for p in plan.packs] or [len(plan.loops)])
+    deepest = min([p.level for p in plan.packs] + [len(plan.loops)])
+    if plan.hoisted is not None:
+        deepest = min(deepest, plan.loops.index(plan.hoisted))
     while split < deepest and tasks < 4 * want:
         tasks *= plan.blocks(plan.loops[split])
         split += 1

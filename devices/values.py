@@ -43,7 +43,7 @@ class Values(Writer):
         self.red, self.body = self.nest.reduction, body_of(self.nest)
         self.tile = dict(plan.tile)
         self.inside = False  # in the summed body?
-        self.packed: dict[Access, tuple[str, Pack]] = {}  # copies that are ready, and how they lie
+        self.packed: dict[Node, tuple[str, Pack]] = {}  # copies that are ready, and how they lie
 
     # ---------- where things are ----------
 
@@ -88,25 +88,23 @@ class Values(Writer):
         return total, const
 
     def pointer(self, access: Access, scope: Scope, extra: int = 0) -> str:
-        key = (
-            "address",
-            access.slot,
-            access.index,
-            tuple(sorted(scope.coords.items())),
-            scope.unit,
-        )
-        name, pack = self.packed.get(access, (f"%p{access.slot}", None))
+        return self.place(f"%p{access.slot}", memory(access.dtype), access.index, scope, extra)
+
+    def place(
+        self,
+        name: str,
+        kind: str,
+        index: Affine,
+        scope: Scope,
+        extra: int = 0,
+        here: tuple[str, ...] = (),
+    ) -> str:
+        """The address of an element of the array `name`."""
+        key = ("address", name, index, tuple(sorted(scope.coords.items())), scope.unit)
         if key not in scope.memo:
-            base, const = (
-                self.address(access.index, scope)
-                if pack is None
-                else self.address(
-                    Affine.of(0, dict(pack.strides)), scope, self.plan.loops[: pack.level]
-                )
-            )
+            base, const = self.address(index, scope, here)
             scope.memo[key] = Value(base, dtypes.int64, const)
         where = scope.memo[key]
-        kind = memory(access.dtype)
         if where.name != "0":
             gep = ("gep", name, where.name)
             if gep not in scope.memo:
@@ -250,6 +248,8 @@ class Values(Writer):
 
     def make(self, node: Node, scope: Scope, lanes: bool) -> Value:
         w = scope.width if lanes else 1
+        if node in self.packed:
+            return self.copied(node, scope, lanes)
         if node.op == "const":
             return Value(literal(node.arg, node.dtype), node.dtype)
         if node.op == "load":
@@ -397,7 +397,7 @@ class Values(Writer):
         if offsets == list(range(n)) and any(access.index[a] for a in scope.lane):
             mask = self.both(mask, self.tail(scope))
             return self.from_memory(
-                self.vector_load(access, self.pointer(access, scope), w, mask, kind),
+                self.vector_load(access.dtype.itemsize, self.pointer(access, scope), w, mask, kind),
                 access.dtype,
                 w,
             )
@@ -447,7 +447,9 @@ class Values(Writer):
                         mask, self.mask_lookup(m, scope, lanes, spots if lanes else ())
                     )
             parts.append(
-                self.vector_load(access, self.pointer(access, scope, low + first), w, mask, kind)
+                self.vector_load(
+                    access.dtype.itemsize, self.pointer(access, scope, low + first), w, mask, kind
+                )
             )
         # lanes past the end are zero: from the empty half, or from a lane that was masked off
         other = parts[1] if len(parts) > 1 else "zeroinitializer"
@@ -461,8 +463,18 @@ class Values(Writer):
         )
         return self.from_memory(name, access.dtype, w)
 
-    def vector_load(self, access: Access, at: str, w: int, mask: Value | None, kind: str) -> str:
-        align = access.dtype.itemsize
+    def copied(self, node: Node, scope: Scope, lanes: bool) -> Value:
+        """A factor from its packed copy, whose lanes lie in a row."""
+        name, pack = self.packed[node]
+        kind, align = memory(node.dtype), node.dtype.itemsize
+        index, here = Affine.of(0, dict(pack.strides)), self.plan.loops[: pack.level]
+        at = self.place(name, kind, index, scope, here=here)
+        if not lanes:
+            return Value(self.let(f"load {kind}, ptr {at}, align {align}"), node.dtype)
+        w = scope.width
+        return Value(self.vector_load(align, at, w, self.tail(scope), kind), node.dtype, w)
+
+    def vector_load(self, align: int, at: str, w: int, mask: Value | None, kind: str) -> str:
         if mask is None:
             return self.let(f"load <{w} x {kind}>, ptr {at}, align {align}")
         mask = self.widen(mask, w)

@@ -16,6 +16,7 @@ from nests import paths
 from tinygrad import Context, Tensor, dtypes
 from tinygrad.dtype import DType
 
+from tgx.devices.compiler import TGXCompiler
 from tgx.devices.record import PathRecord, record_of
 
 rng = np.random.default_rng(7)
@@ -395,6 +396,88 @@ def test_large_matmul_packs_its_operands(how: str) -> None:
         got, records = paths(lambda: (x @ y).realize())
     assert how == "nt" or any("packed" in r.tile for r in records), [str(r) for r in records]
     close(got, a.astype(float) @ b.astype(float))
+
+
+def every_plan_agrees(root: Path, arch: str = "") -> int:
+    """Runs plans of all kinds for a few nests, the best and the worst, on whole numbers: exact.
+
+    In a process of its own, for a bad plan may crash."""
+    script = textwrap.dedent("""
+        import ctypes, sys
+        sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+        import numpy as np
+        from nests import buffers, interpret_ast, kernels, parameters
+        from test_nest import conv, empty
+        from tgx.devices import merge
+        from tgx.devices.compiler import Loaded, TGXCompiler
+        from tgx.devices.emit import emit
+        from tgx.devices.nest import Miss
+        from tgx.devices.plan import Machine, candidates, chunked, finished, unrolled
+        from tgx.devices.plan import replace
+        from tgx.devices.recover import recover
+        merge.SUM_BLOCK = 32  # so that small sums are cut too
+        cases = {
+            "relu nt": lambda: (empty(20, 83).relu() @ empty(37, 83).T.relu()).realize(),
+            "tt": lambda: (empty(70, 20).T @ empty(37, 70).T).realize(),
+            "batched": lambda: (empty(3, 18, 40) @ empty(3, 21, 40).transpose(1, 2)).realize(),
+            "cut": lambda: (empty(18, 128) @ empty(128, 40)).realize(),
+            "weights": conv(4, 5, 7, 7, 18, 3, "w", padding=1),
+            "by pixel": conv(2, 24, 5, 5, 17, 1, "y"),
+        }
+        compiler = TGXCompiler(sys.argv[2])
+        machine, kinds = Machine.of(compiler.vector_bytes, compiler.architecture), set()
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+        for name, work in cases.items():
+            for ast in kernels(work):
+                found = {}
+                for c in sorted(candidates(recover(ast), machine), key=lambda c: c.cost):
+                    how = c.lane, bool(c.model.hoisted), tuple(o.packed for o in c.operands)
+                    if len(found.setdefault(how, [])) < 1 and (p := finished(c)) is not None:
+                        found[how].append(p)
+                data, slots = buffers(ast), tuple(p.arg.slot for p in parameters(ast))
+                expected = interpret_ast(ast, data)
+                for how, plans in found.items():
+                    for p in plans:
+                        p = replace(p, unroll=unrolled(p), cycles=1e6)
+                        p = chunked(p)
+                        print(name, p, flush=True)
+                        try: text = emit(p, "kernel", slots)
+                        except Miss as miss: print("  ", miss); continue
+                        code = Loaded(compiler.compile(text), ("kernel",))
+                        out = p.nest.store.slot
+                        mine = {**data, out: np.full_like(data[out], 99)}
+                        args = [mine[s].ctypes.data for s in slots]
+                        args = (ctypes.c_void_p * len(slots))(*args)
+                        for chunk in range(p.chunks):
+                            kind(code.address["kernel"])(args, chunk)
+                        np.testing.assert_array_equal(mine[out].reshape(-1),
+                                                      expected.reshape(-1))
+                        kinds.add((p.hoisted is not None, *(
+                            (q.along != q.extents[-1][0], q.node.op == "load") for q in p.packs)))
+        print(len(kinds))
+    """)
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script, str(root), arch],
+        timeout=280,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, f"{run.stdout[-300:]}\n{run.stderr[-2000:]}"
+    return int(run.stdout.split()[-1])
+
+
+def test_every_plan_computes_the_same(root: Path) -> None:
+    """Turned copies and straight ones, of loads and of expressions; sums whole and in blocks."""
+    assert every_plan_agrees(root) > 6
+
+
+@pytest.mark.slow
+def test_every_plan_computes_the_same_with_narrower_vectors(root: Path) -> None:
+    """AVX2, where this CPU has it."""
+    compiler = TGXCompiler()
+    if compiler.architecture != "x86_64" or compiler.vector_bytes < 32:
+        pytest.skip("no AVX2 here")
+    assert every_plan_agrees(root, "x86_64,x86-64-v3") > 6
 
 
 def test_other_vector_widths_compile(root: Path) -> None:
