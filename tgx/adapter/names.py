@@ -323,7 +323,7 @@ PLAIN_STEPS = {
     "reduce", "alu", "binop", "movement", "broadcast", "promote", "cast", "where", "reshape",
     "expand", "permute", "broadcast_to", "unknown", "neg", "mul", "add", "sub", "div",
     "reciprocal", "ne", "eq", "gt", "lt", "logical_not", "getitem", "shrink", "pad", "const_like",
-    "unsqueeze", "transpose", "flip", "tri", "tril", "triu", "masked_fill", "full", "arange",
+    "le", "ge", "unsqueeze", "transpose", "flip", "tri", "tril", "triu", "masked_fill", "full", "arange",
 }  # fmt: skip
 """Steps inside an operation that say nothing of what it does there."""
 
@@ -383,7 +383,7 @@ def _steps(records: Sequence[OriginRecord], origins: Origins) -> tuple[str, ...]
     for r in back or records:
         via = (origins.records[r.forward] if r.phase == "backward" else r).via[1:]
         spoken = [v for v in via if v not in PLAIN_STEPS]
-        if spoken[-2:] in (["mean", "sum"], ["rsqrt", "sqrt"]):
+        if spoken[-2:] in (["mean", "sum"], ["dot", "sum"], ["rsqrt", "sqrt"]):
             spoken.pop()
         if via:
             step = spoken[-1] if spoken else via[0]
