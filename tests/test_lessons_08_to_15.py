@@ -543,3 +543,206 @@ def test_the_trained_cnn_in_int8_on_the_whole_test_set(tmp_path):
     a, b = found["float32"], found["int8"]
     assert a["accuracy"] > 0.98 and abs(a["accuracy"] - b["accuracy"]) < 0.005
     assert b["bytes"] / a["bytes"] <= 0.28
+
+
+# ---- 12: the bridge ------------------------------------------------------------------------------
+
+needs_torch = pytest.mark.skipif(lesson(12).torch is None, reason="PyTorch is not installed")
+
+
+def test_micrograd_and_tinygrad_agree_for_three_steps():
+    it = lesson(12)
+    a, b = it.by_micrograd(), it.by_tinygrad()
+    assert len(a.losses) == 3 and a.weights[0].shape == a.gradients[0].shape == (17,)
+    assert a.apart(b) < 1e-6 and a.losses[2] < a.losses[0]
+    assert a.graph > b.graph > 20  # single numbers against arrays
+    steps = [start - new for start, new in zip((it.flat(it.start()), *a.weights), a.weights,
+                                               strict=False)]
+    np.testing.assert_allclose(steps, 0.1 * np.array(a.gradients), atol=1e-12)
+
+
+@needs_torch
+def test_pytorch_agrees_with_them():
+    it = lesson(12)
+    run = it.by_torch()
+    assert run.apart(it.by_micrograd()) < 1e-6 and run.apart(it.by_tinygrad()) < 1e-6
+    assert it.operations_of_torch(lambda: it.torch.ones(9).relu() * 2 + 1) == 4  # ones() is one
+
+
+def test_the_deep_dives_parameters_are_rows_without_gradients():
+    from tinygrad import nn
+    it = lesson(12)
+    assert it.deep_dives_parameters() == [(2,)] * 4 + [(4,)]
+    assert [t.shape for t in nn.state.get_parameters(it.Tiny())] == [(4, 2), (4,), (1, 4), (1,)]
+
+
+@needs_torch
+def test_the_two_autograds_mean_the_same():
+    found = lesson(12).same_semantics()
+    assert found["loss, dw, dx, db"] == ((49, 28, 42, 14),) * 2
+    assert found["x², then x³ without clearing"] == ((4, 16),) * 2
+    assert found["no graph wanted"][0] is False
+    assert found["x · detach(x): dx"] == (2, 2)
+    assert found["a ReLU of one's own: dx"] == ([0, 1, 1], [0, 1, 1])
+
+
+@needs_torch
+def test_losses_and_their_gradients_are_pytorchs():
+    apart = lesson(12).same_losses(np.random.default_rng(1))
+    assert len(apart) == 5 and max(apart.values()) < 2e-6
+
+
+@needs_torch
+def test_linear_layers_start_alike():
+    """kaiming_uniform_(a=√5) is a bound of 1/√inputs: what tinygrad's nn.Linear has, too."""
+    from tinygrad import Tensor, nn
+    torch = lesson(12).torch
+    torch.manual_seed(0)
+    Tensor.manual_seed(0)
+    for inputs in (25, 400):
+        bound = 1 / np.sqrt(inputs)
+        for layer in (torch.nn.Linear(inputs, 300), nn.Linear(inputs, 300)):
+            weight, bias = (t.detach().numpy() for t in (layer.weight, layer.bias))
+            assert 0.98 * bound < abs(weight).max() <= bound and abs(bias).max() <= bound
+            assert weight.std() == pytest.approx(bound / np.sqrt(3), rel=0.03)
+
+
+@needs_torch
+def test_clipping_is_pytorchs():
+    from tinygrad import Tensor
+    it, rng = lesson(12), np.random.default_rng(0)
+    arrays = [rng.normal(size=s).astype(np.float32) for s in ((3, 4), (5,))]
+    for factor in (3.0, 0.01):
+        p = [it.torch.zeros(a.shape, requires_grad=True) for a in arrays]
+        for t, a in zip(p, arrays, strict=True):
+            t.grad = it.torch.from_numpy(factor * a)
+        it.torch.nn.utils.clip_grad_norm_(p, 1.0)
+        ours = it.clipped([Tensor(factor * a) for a in arrays])
+        for t, mine in zip(p, ours, strict=True):
+            np.testing.assert_allclose(mine.numpy(), t.grad.numpy(), atol=1e-6)
+        length = np.sqrt(sum((t.numpy() ** 2).sum() for t in ours))
+        assert length == pytest.approx(min(1.0, factor * np.sqrt(sum((a**2).sum() for a in arrays)))
+                                       , rel=1e-4)
+
+
+@needs_torch
+def test_a_data_loader_and_ours_give_every_sample_once():
+    import mnist
+    torch = lesson(12).torch
+    loader = torch.utils.data.DataLoader(torch.arange(100), batch_size=32, shuffle=True)
+    theirs = [batch.tolist() for batch in loader]
+    assert [len(b) for b in theirs] == [32, 32, 32, 4]
+    assert sorted(i for rows in theirs for i in rows) == list(range(100))
+    rows = mnist.shuffled(np.random.default_rng(0), 100, 32)
+    assert rows.shape == (4, 32) and set(rows.ravel()) == set(range(100))
+
+
+def test_the_deep_dives_blocks():
+    from guide_networks import Network, conv, nn, parameters
+    from tinygrad import Tensor
+    it = lesson(12)
+    first = nn.Conv2d(3, 64, 3, padding=1)
+    assert parameters(first) == 64 * 27 + 64 == 1792
+    assert first(Tensor.empty(8, 3, 224, 224)).shape == (8, 64, 224, 224)
+    cheap = it.depthwise(64, 128)
+    assert parameters(cheap) == 64 * 9 + 128 + 64 * 128 + 256
+    assert cheap(Tensor.empty(2, 64, 8, 8)).shape == (2, 128, 8, 8)
+    assert parameters(Network(*conv(64, 128))) / parameters(cheap) == pytest.approx(8.1, abs=0.05)
+    np.testing.assert_array_equal(it.identity_gradient(), np.ones((1, 2, 4, 4)))
+
+
+@needs_torch
+def test_a_residual_block_is_pytorchs():
+    assert lesson(12).same_block(np.random.default_rng(2)) < 1e-5
+
+
+def test_transfer_freezes_what_it_says_and_helps():
+    curves, changed = lesson(12).transfer(40, ["from scratch", "frozen body"])
+    assert changed == {"from scratch": True, "frozen body": False}
+    assert curves["frozen body"][-1] > curves["from scratch"][-1] + 0.05 > 0.6
+
+
+@pytest.mark.slow
+def test_lower_rates_and_later_unfreezing_help_too():
+    curves, changed = lesson(12).transfer(60)
+    assert [changed[name] for name in lesson(12).TRANSFER] == [True, False, True, True]
+    assert all(curve[-1] > curves["from scratch"][-1] + 0.05
+               for name, curve in curves.items() if name != "from scratch")
+
+
+@needs_torch
+def test_rates_for_parts_and_frozen_parts_are_pytorchs():
+    it = lesson(12)
+    ours, theirs = it.two_rates("tinygrad"), it.two_rates("torch")
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_detection_heads_shapes_boxes_and_targets():
+    it = lesson(12)
+    objects = ((0, 2.3, 1.6, 1.1, 0.9, 2), (1, 4.5, 3.2, 2.2, 1.3, 0))
+    found = it.detector(objects)
+    assert found["channels"] == 2 * (5 + 3) and found["shape"] == (2, 2, 7, 7, 8)
+    boxes, want = found["boxes"], found["targets"]
+    assert ((boxes[..., 4] > 0) & (boxes[..., 4] < 1)).all() and (boxes[..., 2:4] > 0).all()
+    columns, rows = np.meshgrid(np.arange(7), np.arange(7))
+    assert (np.floor(boxes[..., 0]) == columns).all() and (np.floor(boxes[..., 1]) == rows).all()
+    # the cell of the centre answers, with the anchor most like the object
+    assert np.argwhere(want["there"]).tolist() == [[0, 0, 1, 2], [1, 1, 3, 4]]
+    assert want["class"][0, 0, 1, 2].tolist() == [0, 0, 1]
+    x, y, w, h = want["box"][1, 1, 3, 4]
+    assert (x + 4, y + 3) == pytest.approx((4.5, 3.2))
+    assert (np.exp(w) * 2.5, np.exp(h) * 1.2) == pytest.approx((2.2, 1.3))
+    assert it.iou_of_sizes((2, 1), (1, 1)) == 0.5 and it.iou_of_sizes((1, 2), (1, 2)) == 1
+
+
+def test_a_detection_loss_falls_to_nothing_for_the_right_answer():
+    from tinygrad import Tensor
+    it = lesson(12)
+    want = it.targets(((0, 2.3, 1.6, 1.1, 0.9, 2),), (1, 2, 7, 7), 3)
+    right = np.zeros((1, 2, 7, 7, 8), np.float32)
+    right[..., 4] = np.where(want["there"], 20, -20)
+    centre = np.clip(want["box"][..., 0:2], 1e-6, 1 - 1e-6)
+    right[..., 0:2] = np.log(centre / (1 - centre))
+    right[..., 2:4] = want["box"][..., 2:4]
+    right[..., 5:] = np.where(want["class"], 20, -20)
+    wrong = right.copy()
+    wrong[0, 0, 1, 2, 2] += 1  # too wide, by a factor of e
+
+    def loss(raw):
+        return it.detection_loss(Tensor(raw), *map(Tensor, want.values()),
+                                 lambda z: z.softplus()).item()
+
+    assert 0 <= loss(right) < 1e-5 and loss(wrong) == pytest.approx(1, abs=1e-4)
+
+
+@needs_torch
+def test_the_detection_loss_is_pytorchs():
+    assert lesson(12).detector()["apart"] < 1e-5
+
+
+def test_the_exercises():
+    from tinygrad import Tensor
+    it = lesson(12)
+    a = it.TensorValue(2.0)
+    f = (a**2 + 3 * a + 2) * a.tanh()
+    f.backward()
+    assert (f.data, a.grad) == pytest.approx((11.568331, 7.596003), rel=1e-6)
+    y = Tensor([1.0])
+    easy, hard = (it.focal(Tensor([p]), y).item() for p in (0.9, 0.1))
+    assert easy == pytest.approx(0.01 * -np.log(0.9), rel=1e-4)
+    assert hard == pytest.approx(0.81 * -np.log(0.1), rel=1e-4)
+    assert it.focal(Tensor([0.3]), y, gamma=0.0).item() == pytest.approx(-np.log(0.3), rel=1e-5)
+    for batch in (16, 128):
+        assert it.memory_of_a_batch(batch) == 4 * batch * (256 + 128)
+
+
+@needs_torch
+def test_xor_in_pytorch():
+    loss, right = lesson(12).xor_in_torch()
+    assert right and loss < 0.02
+
+
+@pytest.mark.slow
+def test_the_mlp_without_an_optimizer_passes_95_percent():
+    assert lesson(12).mlp_by_hand() > 0.95

@@ -63,7 +63,7 @@ WALLS = {
     "tgx/commands/": room(ALL, "rich"),
     "devices/": room("settings kernels adapter __version__", "tinygrad llvmlite numpy"),
     "kernels/": room("settings devices __version__", "tinygrad llvmlite numpy"),
-    "examples/": room("TgxError backward trace __version__", "tinygrad numpy tqdm rich"),
+    "examples/": room("TgxError backward trace __version__", "tinygrad numpy tqdm rich torch"),
 }
 
 
