@@ -234,8 +234,19 @@ class Model:
         bound = bounds(self.nest, lane)
         return [a for a in self.outs if a.name not in lane and a.name not in bound and a.size > 1]
 
+    def arithmetic(self, operands: list[Operand]) -> list[frozenset[str]]:
+        """What is computed in the innermost body: for each operation, the axes it varies over."""
+        copied = {n for o in operands if o.packed for n in o.node.walk()}
+        free = ("load", "const", "index", "mask", "mul", "cast")
+        return [self.deps[n] for n in self.body.walk() if n.op not in free and n not in copied]
+
     def inner(
-        self, lane: tuple[str, ...], vectors: int, tile: dict[str, int], operands: list[Operand]
+        self,
+        lane: tuple[str, ...],
+        vectors: int,
+        tile: dict[str, int],
+        operands: list[Operand],
+        arithmetic: list[frozenset[str]],
     ) -> tuple[float, float]:
         """(cycles of one step of the innermost body, registers)."""
         lanes_out = any(a.name in lane for a in self.outs)
@@ -257,12 +268,9 @@ class Model:
             if o.vector:
                 vec_copies += copies
         work = 0.0
-        copied = {n for o in operands if o.packed for n in o.node.walk()}
-        for n in self.body.walk():
-            if n.op not in ("load", "const", "index", "mask", "mul", "cast") and n not in copied:
-                d = self.deps[n]
-                copies = math.prod(c for a, c in tile.items() if a in d)
-                work += copies * (vectors if any(a in d for a in lane) else 1) * 0.5
+        for axes in arithmetic:
+            copies = math.prod(c for a, c in tile.items() if a in axes)
+            work += copies * (vectors if any(a in axes for a in lane) else 1) * 0.5
         if lanes_out:
             scalars = [o for o in operands if not o.vector]
             need = accs + vec_copies + (2 if scalars and vectors > 1 else 1)
@@ -300,6 +308,7 @@ class Model:
         held = {**step, **{s: size[s] for s in sums}}
         tight = [o for o in operands if o.packed or crowded(o.access, held)]
         known: dict[frozenset[str], list[float]] = {}
+        room: dict[tuple[Node, frozenset[str]], tuple[Pack | None, float]] = {}
 
         def lines(inside: frozenset[str]) -> list[float]:
             if inside not in known:
@@ -318,7 +327,7 @@ class Model:
             again = math.prod(trips[a] for a in loops) * math.prod(tile.values()) * vectors
             again *= 4.0 if near else 3.0 * self.width
         if any(
-            o.packed and self.pack(o, tuple(loops), trips, step, full, lane)[0] is None
+            o.packed and self.pack(o, tuple(loops), room, trips, step, full, lane)[0] is None
             for o in operands
         ):
             return best  # not even in the innermost loop
@@ -328,10 +337,12 @@ class Model:
             cost = again
             for cache, price in ((self.machine.l1 * 0.8, 1.2), (self.machine.l2 * 0.8, 5.0)):
                 cost += misses(order, trips, operands, lines, cache, tight) * price
+            if cost >= best[0]:
+                continue
             packs: dict[Node, Pack] = {}
             for o in tight:
                 if o.node not in packs:
-                    pack, price = self.pack(o, perm, trips, step, full, lane)
+                    pack, price = self.pack(o, perm, room, trips, step, full, lane)
                     cost += price
                     if pack is not None:
                         packs[o.node] = pack
@@ -350,44 +361,59 @@ class Model:
         self,
         operand: Operand,
         perm: tuple[str, ...],
+        known: dict[tuple[Node, frozenset[str]], tuple[Pack | None, float]],
         trips: dict[str, int],
         step: dict[str, int],
         full: dict[str, int],
         lane: tuple[str, ...],
     ) -> tuple[Pack | None, float]:
         """The outermost place where a copy of what the inner loops use fits, and its cost."""
-        node, axes = operand.node, self.deps[operand.node]
+        for level in range(1, len(perm) + 1):
+            key = operand.node, frozenset(perm[:level])
+            if key not in known:
+                known[key] = self.pack_in(operand, key[1], trips, step, full, lane)
+            if known[key][0] is not None:
+                return known[key]
         # without a copy, every step waits for a line that was pushed out
-        failed = None, math.inf if operand.packed else 40.0 * math.prod(trips.values())
+        return None, math.inf if operand.packed else 40.0 * math.prod(trips.values())
+
+    def pack_in(
+        self,
+        operand: Operand,
+        outside: frozenset[str],
+        trips: dict[str, int],
+        step: dict[str, int],
+        full: dict[str, int],
+        lane: tuple[str, ...],
+    ) -> tuple[Pack | None, float]:
+        """A copy made inside the loops `outside`, if it fits and is worth it, and its cost."""
+        node, axes = operand.node, self.deps[operand.node]
         along = readable_along(node)
         if along is None or len(lane) > 1:
-            return failed
+            return None, 0.0
         loads = [n.arg for n in node.walk() if n.op == "load"]
+        extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a in axes}
+        for x in loads:
+            terms = sorted(x.index.terms, key=lambda t: -t[1])
+            if any(c < d * extent[a] for (_, c), (a, d) in itertools.pairwise(terms)):
+                return None, 0.0  # rows overlap
         rank = {a: max(x.index[a] for x in loads) for a in axes}
         order = sorted(axes, key=lambda a: (a in lane, -rank[a], a))
-        for level in range(1, len(perm) + 1):
-            outside = perm[:level]
-            extent = {a: min(full[a], step.get(a, 1)) if a in outside else full[a] for a in axes}
-            for x in loads:
-                terms = sorted(x.index.terms, key=lambda t: -t[1])
-                if any(c < d * extent[a] for (_, c), (a, d) in itertools.pairwise(terms)):
-                    return failed  # rows overlap
-            strides: dict[str, int] = {}
-            size = 1
-            for a in reversed(order):
-                strides[a] = size
-                size *= extent[a] if size > 1 else -(-extent[a] // self.width) * self.width
-                if size * node.dtype.itemsize % 2048 == 0 and a != order[0]:
-                    size += self.width
-            reuse = math.prod(trips[a] for a in perm[level:] if a not in axes)
-            if size * node.dtype.itemsize > PACK_BYTES or (reuse < 4 and not operand.packed):
-                continue
-            extents = tuple((a, extent[a]) for a in order)
-            pack = Pack(node, level, extents, tuple(strides.items()), size, along)
-            work = sum(n.op not in ("load", "const", "cast") for n in node.walk())
-            each = 8.0 + work + (12.0 if order[-1] != along else 0.0)
-            return pack, math.prod(trips[a] for a in outside) * size / self.width * each
-        return failed
+        strides: dict[str, int] = {}
+        size = 1
+        for a in reversed(order):
+            strides[a] = size
+            size *= extent[a] if size > 1 else -(-extent[a] // self.width) * self.width
+            if size * node.dtype.itemsize % 2048 == 0 and a != order[0]:
+                size += self.width
+        reuse = math.prod(n for a, n in trips.items() if a in self.written - axes - outside)
+        if size * node.dtype.itemsize > PACK_BYTES or (reuse < 4 and not operand.packed):
+            return None, 0.0
+        extents = tuple((a, extent[a]) for a in order)
+        pack = Pack(node, len(outside), extents, tuple(strides.items()), size, along)
+        work = sum(n.op not in ("load", "const", "cast") for n in node.walk())
+        each = 8.0 + work + (12.0 if order[-1] != along else 0.0)
+        return pack, math.prod(trips[a] for a in outside) * size / self.width * each
 
 
 def misses(

@@ -173,6 +173,7 @@ def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Itera
     nest, machine, w = model.nest, model.machine, model.width
     lanes_out = any(a.name in lane for a in model.outs)
     contracts = model.red is not None
+    arithmetic = model.arithmetic(operands)
     lane_size = math.prod(nest.size(a) for a in lane)
     bound = bounds(nest, lane)
     sums = tuple(
@@ -203,7 +204,7 @@ def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Itera
                 if (combo and 1 in counts) or accs > machine.registers:
                     continue
                 tile = {a.name: n for a, n in zip(combo, counts, strict=True)}
-                cycles, registers = model.inner(lane, vectors, tile, operands)
+                cycles, registers = model.inner(lane, vectors, tile, operands, arithmetic)
                 if registers > machine.registers:
                     continue
                 tiles = math.prod(
