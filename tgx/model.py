@@ -810,8 +810,8 @@ class Walk:
     ``graph`` holds the forward nodes and the gradients; ``forward`` is the number of forward nodes,
     which come first; ``values`` has what each node held. ``order`` 2 is a gradient of a gradient.
     A walk inside a function's body has a ``parent`` walk. ``repeats`` counts how often the same
-    walk was taken; the numbers are the first one's. ``frame`` is the line that asked for it, ``jit``
-    the jitted function it was captured in.
+    walk was taken; the numbers are the first one's. ``frame`` is the line that asked for it,
+    ``jit`` the jitted function it was captured in.
     """
 
     id: int

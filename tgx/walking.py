@@ -106,20 +106,45 @@ def of_function(function: Callable[[], Any], what: str) -> Backward:
     from tgx.adapter.expression import check_loss
 
     with _recording(_program()) as session:
-        with _explained():
+        with _explained(), _keeping(function) as kept:
             result = function()
         known = len(session.walks)
         if isinstance(result, Tensor) and not known:
             check_loss(result, what)
             with _explained():
                 result.backward()
+            if not any(g.leaf and g.node != w.root for w in session.walks for g in w.goals):
+                raise BadInput(
+                    f"{what} is made of no tensor that is still there, so none has a gradient",
+                    "a float tensor in a variable that outlives the function",
+                    "keep the model, or the input, in a variable: x = Tensor([2.0])",
+                )  # fmt: skip
         elif not known:
             raise BadInput(
                 f"{what} returned {type(result).__name__}, and called no backward()",
                 "a loss: a Tensor of one number", "return loss, or call loss.backward() inside",
             )  # fmt: skip
         realize_gradients(session)
+        kept.clear()
     return Backward(session.trace())
+
+
+@contextmanager
+def _keeping(function: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Keeps a function's own variables: tinygrad gives gradients to tensors that are alive."""
+    kept: list[Any] = []
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code is code:
+            kept.append(list(frame.f_locals.values()))
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield kept
+    finally:
+        sys.setprofile(before)
 
 
 def of_expression(text: str, bindings: Sequence[str]) -> Backward:
@@ -132,10 +157,11 @@ def of_expression(text: str, bindings: Sequence[str]) -> Backward:
         session.words = expression.words
         loss = expression.compute()
         loss.backward()
-        for name, tensor in parameters.items():
-            if tensor.grad is None:
-                raise BadInput(f"no gradient reaches {name} in {text.strip()}",
-                               "a name the result depends on", "a detach() stops it; leave it out")
+        goals = [g for w in session.walks for g in w.goals if g.leaf and g.name in parameters]
+        if not any(g.gradient >= 0 for g in goals):
+            why = f": {goals[0].stops}" if goals else ""
+            raise BadInput(f"no gradient reaches {', '.join(parameters)} in {text.strip()}{why}",
+                           "a result that depends on it", "leave the detach() out, if there is one")
         loss.realize(*(t.grad for t in parameters.values() if t.grad is not None))
     return Backward(session.trace())
 

@@ -32,13 +32,16 @@ def write(session: Backward) -> None:
     recorder = session.recorder
     numbers = _Numbers()
     values: dict[int, dict[int, Array]] = {}  # of a walk, the nodes its inner walks need
-    for walk in sorted(session.walks, key=lambda w: -w.id):  # outer walks end after inner ones
+    told: list[_Telling] = []
+    for walk in reversed(session.walks):  # an outer walk ends after those inside it, who need it
         inner = [w for w in session.walks if w.parent == walk.id]
         wanted = {n for w in inner for n in w.params.values()}
         params = {s: values[walk.parent].get(n) for s, n in walk.params.items()
                   if walk.parent in values}
         telling = _Telling(session, walk, numbers, params, wanted)
         values[walk.id] = telling.held
+        told.append(telling)
+    for telling in reversed(told):
         recorder.bundle(telling.records())
     if session.left_out:
         session._say_once(

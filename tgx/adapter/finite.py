@@ -58,19 +58,29 @@ def places(array: Any, count: int = PLACES) -> list[tuple[int, ...]]:
 
 
 def slope(f: Callable[[float], float], x: float, steep: bool = False) -> tuple[float, bool]:
-    """(df/dx at x, whether there is a kink there)."""
+    """(df/dx at x, whether there is a kink there).
+
+    A smooth function's slopes left and right come together as h shrinks; at a kink they do not.
+    """
     h = STEP * (abs(x) if steep and x else max(1.0, abs(x)))
-    wide, near = ((f(x + s) - f(x - s)) / (2 * s) for s in (h, h / 2))
+    here, far = f(x), (f(x - h), f(x + h))
+    low, high = f(x - h / 2), f(x + h / 2)
+    wide, near = (far[1] - far[0]) / (2 * h), (high - low) / h
     if not (math.isfinite(wide) and math.isfinite(near)):
         return math.nan, False
-    if abs(wide - near) <= 1e-4 * max(abs(near), 1e-12):
+    # of float64, in a slope; what cancelled on the way to f may have been as large as x
+    noise = 1e-14 * max(abs(here), abs(low), abs(high), abs(x), 1e-2) / h
+    gap = abs(high - 2 * here + low) / (h / 2)  # between the slopes right and left
+    apart = 1e-4 * abs(near) + noise
+    if gap <= apart and abs(wide - near) <= apart:
         return (4 * near - wide) / 3, False
-    h /= 100  # a kink lies within h: perhaps just beside x
-    here = f(x)
-    left, right = (here - f(x - h)) / h, (f(x + h) - here) / h
-    if abs(left - right) > 1e-3 * max(abs(left), abs(right), 1e-12):
-        return (left + right) / 2, True
-    return (f(x + h) - f(x - h)) / (2 * h), False
+    h /= 100
+    low, high = f(x - h), f(x + h)
+    if abs(high - 2 * here + low) / h > 0.5 * gap > 50 * noise:
+        return (high - low) / (2 * h), True
+    if abs(wide - near) <= apart:
+        return (4 * near - wide) / 3, False
+    return (high - low) / (2 * h), False  # a kink lies near, but not here
 
 
 def compared(found: Sequence[tuple[int, float, float, bool]], typical: float) -> Check:
@@ -101,12 +111,16 @@ def contribution(graph: Rows, row: Row, slot: int, inputs: Sequence[Array], upst
                  given: Array) -> tuple[Check, float]:
     """A rule's contribution to one input, against the operation's own difference; and how large
     the terms are that it sums."""
-    if row.op is Ops.AFTER and row.src[slot:slot + 1] and inputs[0] is None:
+    if row.op in (Ops.AFTER, Ops.STORE) and inputs[0] is None:
         inputs = [given if a is None else a for a in inputs]  # never set: only overwritten
-    if any(a is None for a in (*inputs, upstream, given)):
+    if any(a is None for a in (*inputs, upstream, given)) and row.op is not Ops.CALL:
         return Check(why="a value is not known"), 0.0
-    if row.op is Ops.FUNCTION:
-        return _through_body(row, slot, inputs, upstream, given), 0.0
+    if row.op is Ops.TUPLE and isinstance(upstream, tuple):
+        upstream = upstream[slot]
+    if row.op in (Ops.FUNCTION, Ops.CALL):
+        return _through_body(graph, row, slot, inputs, upstream, given), 0.0
+    if row.op is Ops.UNSHARD and isinstance(inputs[0], list) and isinstance(given, list):
+        return _of_pieces(row, inputs[0], whole(upstream), given), 0.0
     lists = [a for a in (*inputs, upstream, given) if isinstance(a, (list, tuple))]
     if lists:
         return Check(why="spread over several devices"), 0.0
@@ -210,16 +224,33 @@ def _moved(row: Row, slot: int, at: tuple[int, ...], shape: tuple[int, ...],
         return tuple(i - o for i, (o, _) in zip(at, arg, strict=True)) if inside else None
     if op is Ops.STACK:
         return (slot, *at)
+    if op is Ops.TUPLE:
+        return at
     if op in GroupOp.Movement or shape != out:
         raise NotImplementedError
     return at  # the value is passed on as it is
 
 
-def _through_body(row: Row, slot: int, inputs: Sequence[Array], upstream: Array,
+def _of_pieces(row: Row, pieces: Sequence[Any], upstream: Any, given: Sequence[Any]) -> Check:
+    """Pieces on several devices, put together along an axis: each element is passed on."""
+    found, start = [], 0
+    for piece, gradient in zip(map(whole, pieces), map(whole, given), strict=True):
+        for at in places(gradient, 1):
+            in_all = tuple(i + (start if a == row.arg else 0) for a, i in enumerate(at))
+            g = float(upstream[in_all])
+            difference, kink = slope(lambda value, g=g: value * g, float(piece[at]))
+            flat = int(np.ravel_multi_index(in_all, upstream.shape))
+            found.append((flat, float(gradient[at]), difference, kink))
+        start += piece.shape[row.arg]
+    return compared(found, 0.0)
+
+
+def _through_body(graph: Rows, row: Row, slot: int, inputs: Sequence[Array], upstream: Array,
                   given: Array) -> Check:
-    """A function's: its whole body is computed again."""
+    """A function's, or a kernel's written by hand: its whole body is computed again."""
     grads = upstream if isinstance(upstream, tuple) else (upstream,)
-    body = Values(row.arg, double=True, params={})
+    body = Values(graph, double=True)
+    body_of = body.function if row.op is Ops.FUNCTION else body.kernel
     array = np.asarray(whole(inputs[slot]), np.float64)
     found = []
     with np.errstate(all="ignore"):
@@ -229,7 +260,7 @@ def _through_body(row: Row, slot: int, inputs: Sequence[Array], upstream: Array,
                 moved = array.copy()
                 moved[at] = value
                 all_inputs = [moved if i == slot else a for i, a in enumerate(inputs)]
-                results = body.function(row, all_inputs)
+                results = body_of(row, all_inputs)
                 return float(sum(np.sum(np.asarray(whole(r), np.float64) * whole(g))
                                  for r, g in zip(results, grads, strict=False)
                                  if r is not None and g is not None))
@@ -280,8 +311,10 @@ class Slopes:
         if time.process_time() - self.began > SECONDS:
             return Check(why=f"left out: checking took longer than {SECONDS:g} s")
         array = self.values.held.get(node)
-        if gradient is None or array is None or isinstance(array, (list, tuple)):
+        if gradient is None or array is None:
             return Check(why="a value is not known")
+        if isinstance(array, (list, tuple)) or isinstance(gradient, (list, tuple)):
+            return Check(why="spread over several devices")
         gradient, array = whole(gradient), np.asarray(whole(array), np.float64)
         rows = self.below(node)
         found = []

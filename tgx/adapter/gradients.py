@@ -31,7 +31,7 @@ from tgx.adapter import names, provenance
 from tgx.adapter.capture import Session
 from tgx.adapter.derivatives import formula_of, key_of
 from tgx.adapter.hooks import Undo, replace_attribute
-from tgx.adapter.origins import MARK, WALK, GradientMarks, Marks
+from tgx.adapter.origins import MARK, WALK, GradientMarks, Marks, spoken
 from tgx.adapter.provenance import COMPUTING, Follow, data_nodes, first_match, following
 from tgx.adapter.templates import Lowered, Scope, kernels_of, outermost
 from tgx.adapter.values import Rows, data_sources, in_order, rows_of
@@ -235,7 +235,8 @@ class Backward(Session):
                 backward.write(self)
             except Exception as e:
                 self._fault("backward walk", e)
-        super().stop(ended, error, exit_code)
+            finally:
+                super().stop(ended, error, exit_code)
 
     # **** the walk ****
 
@@ -299,7 +300,8 @@ class Backward(Session):
         start = in_order([walk.root_grad], forward)
         nodes = [*forward, *start]
         seen = dict.fromkeys(nodes)
-        visits = [n for n in reversed(walk.order) if n in walk.events or n.op is Ops.GETTUPLE]
+        visits = [n for n in reversed(walk.order)
+                  if n in walk.events or n in walk.rules or n.op is Ops.GETTUPLE]
         for n in visits:
             fresh = in_order((x for _, _, v, t in walk.events.get(n, ()) for x in (v, t)), seen)
             made.append(fresh)
@@ -339,7 +341,7 @@ class Backward(Session):
                grads: dict[UOp, UOp]) -> Visit:
         pattern = walk.rules.get(node)
         key = key_of(pattern, node) if pattern is not None else node.op.name
-        events = {slot: (v, total) for slot, _, v, total in walk.events[node]}
+        events = {slot: (v, total) for slot, _, v, total in walk.events.get(node, ())}
         parts = []
         sources = data_sources(node)
         body = 1 if node.op in (Ops.FUNCTION, Ops.CALL) else 0  # its first source, no input
@@ -445,7 +447,7 @@ def _capturing() -> str:
 def _spoken(node: UOp) -> str:
     """The Tensor method tinygrad itself says a node comes from: for graphs built earlier."""
     found = node.metadata
-    return next((m.name for m in found or () if getattr(m, "name", "")), "")
+    return next((spoken(m.name) for m in found or () if getattr(m, "name", "")), "")
 
 
 def _why_it_ends(walk: _Active, source: UOp) -> str:

@@ -94,8 +94,10 @@ def _error(made: Any, given: Any, terms: float = 0.0) -> float:
 def _near(a: Any, b: Any) -> bool:
     if a.shape != b.shape:
         return False
-    scale = float(np.nanmax(np.abs(b), initial=1e-30))
-    return bool(np.nanmax(np.abs(a - b), initial=0.0) <= 1e-3 * scale)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return False
+    scale = float(np.abs(b).max(initial=1e-30))
+    return bool(np.abs(a - b).max(initial=0.0) <= 1e-3 * scale)
 
 
 # **** the operations ****

@@ -22,7 +22,7 @@ from tinygrad.dtype import AddrSpace, Invalid, dtypes
 from tinygrad.uop.ops import GroupOp, Ops, UOp
 
 from tgx import model
-from tgx.adapter.reference import ARITHMETIC, REDUCTIONS
+from tgx.adapter.reference import ARITHMETIC, REDUCTIONS, run
 from tgx.adapter.wording import shape_text
 
 Array = Any  # np.ndarray, Deferred, a list of arrays (one a device), or None: not known
@@ -165,7 +165,7 @@ def _argument(n: UOp) -> Any:
         return n.arg[0] if len(n.arg) == 1 else None
     if n.op in (Ops.FUNCTION, Ops.CALL):
         body = n.src[0]
-        return rows_of(in_order([body])) if body.op is Ops.TUPLE else None
+        return rows_of(in_order([body])) if body.op is Ops.TUPLE else _plain_kernel(body)
     if n.op is Ops.PARAM:
         return n.arg.slot
     if n.op is Ops.AFTER and n.is_bound_var:
@@ -173,6 +173,18 @@ def _argument(n: UOp) -> Any:
     if n.op is Ops.MSELECT:
         return n.arg
     return n.arg
+
+
+def _plain_kernel(body: UOp) -> UOp | None:
+    """A kernel written by hand, if it is one that `reference.run` computes as it stands: whole
+    buffers of one axis, and no running totals."""
+    nodes = body.toposort()
+    plain = body.op is Ops.SINK and all(
+        n.op is not Ops.AFTER and (n.op is not Ops.INDEX or (
+            len(n.src) == 2 and n.src[0].op is Ops.PARAM and len(n.src[0].shape) == 1))
+        for n in nodes
+    )
+    return body if plain else None
 
 
 def _by_device(n: UOp) -> Any:
@@ -478,6 +490,8 @@ class Values:
             if not isinstance(row.arg, Rows):
                 raise Unknown("made by a kernel written by hand")
             return self.function(row, arrays)
+        if op is Ops.CALL:
+            return self.kernel(row, arrays)
         if op is Ops.GETTUPLE:
             if not isinstance(arrays[0], tuple):
                 raise Unknown("")
@@ -512,6 +526,8 @@ class Values:
     def _plain(self, row: Row, arrays: list[Any], device: int = 0) -> Any:
         op = row.op
         if op in SAME:
+            if not arrays:
+                raise Unknown("nothing")
             return arrays[0]
         if op in GroupOp.Movement:
             return move(row, arrays[0], device)
@@ -553,12 +569,27 @@ class Values:
         inner = Values(row.arg, self.double, params=dict(enumerate(arrays)))
         return inner.run()[len(row.arg) - 1]
 
+    def kernel(self, row: Row, arrays: list[Array]) -> tuple[Array, ...]:
+        """What a kernel written by hand leaves in its buffers."""
+        if row.arg is None:
+            raise Unknown("made by a kernel written by hand")
+        shapes = [self.graph.rows[s].shape or () for s in row.src]
+        kinds = [number_type(self.graph.rows[s].dtype, self.double) for s in row.src]
+        buffers = [np.zeros(math.prod(s), k) if a is None else
+                   np.array(whole(a)).reshape(-1).astype(k)
+                   for a, s, k in zip(arrays, shapes, kinds, strict=True)]
+        run(row.arg, buffers)
+        return tuple(b.reshape(s) for b, s in zip(buffers, shapes, strict=True))
+
     def _after(self, row: Row, arrays: list[Any]) -> Array:
         """A tensor after something was stored in it."""
         value = arrays[0]
         for s, stored in zip(row.src[1:], arrays[1:], strict=True):
             store = self.graph.rows[s]
             if store.op is Ops.AFTER:
+                continue
+            if store.op is Ops.CALL and isinstance(stored, tuple) and row.src[0] in store.src:
+                value = stored[store.src.index(row.src[0])]
                 continue
             if store.op is not Ops.STORE or stored is None or len(store.src) < 2:
                 raise Unknown("made by a kernel written by hand")

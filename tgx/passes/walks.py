@@ -314,12 +314,14 @@ def _number(trace: Trace, walk: Walk, step: int) -> int:
 def _zeros(trace: Trace, walk: Walk) -> Iterator[Finding]:
     """Where a gradient becomes exactly 0 everywhere, and so stays it."""
     lost: set[int] = set()
+    last = {c.target: c.total for s in steps(trace, walk.id) for c in s.contributions
+            if c.total >= 0}  # fmt: skip
     for s in steps(trace, walk.id):
         upstream = walk.value(s.upstream)
         if s.upstream in lost or not upstream.known or upstream.norm == 0 or upstream.nans:
             continue
         for c in s.contributions:
-            v = walk.value(c.total)
+            v = walk.value(last.get(c.target, -1))
             if c.stops or c.total < 0 or not v.known or v.norm != 0 or v.nans or v.infs:
                 continue
             lost.add(c.total)
@@ -347,13 +349,13 @@ def _missing(trace: Trace, walk: Walk) -> Iterator[Finding]:
                 node=t.node,
             )
     for s in steps(trace, walk.id):
-        if s.rule >= 0 and any(c.node >= 0 and not c.formula for c in s.contributions):
+        if s.formula.endswith("no formula for this rule"):
             yield Finding("no formula", f"{s.key}: tgx has no formula for this rule of tinygrad's",
                           s.id, s.node, place(trace, s))
 
 
 def _checks(trace: Trace, walk: Walk) -> Iterator[Finding]:
-    kinks = 0
+    kinks = sum(t.check.kink for t in walk.targets)
     for s in steps(trace, walk.id):
         for c in s.contributions:
             kinks += c.check.kink
