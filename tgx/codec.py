@@ -31,6 +31,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +89,8 @@ def _fields_of(record: Any) -> dict[str, Any]:
     for name, default in _defaults(kind):
         value = getattr(record, name)
         if value != default or type(value) is not type(default):
-            out[name] = _plain(value)
+            pack = PACKED.get((kind, name))
+            out[name] = pack[0](value) if pack and value else _plain(value)
     return out
 
 
@@ -100,6 +102,53 @@ def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
         return f.default_factory() if f.default_factory is not MISSING else MISSING
 
     return tuple((f.name, default(f)) for f in fields(kind))
+
+
+# Two columns hold nearly all the numbers of a trace. Both walk through a table, so they are written
+# as distances: small numbers, which deflate to less than half.
+
+
+def _pack_steps(steps: tuple[int, ...]) -> dict[str, list[int]]:
+    """Four columns after each other, every number as its distance from the one before."""
+    columns = (steps[k::4] for k in range(4))
+    return {"delta": [b - a for c in columns for a, b in zip((0, *c), c, strict=False)]}
+
+
+def _unpack_steps(packed: Any) -> Any:
+    delta = _packed(packed, "delta")
+    rows, rest = divmod(len(_all_whole(delta)), 4)
+    if rest:
+        raise _Wrong(f"{len(delta)} numbers are not four columns")
+    out = [0] * len(delta)
+    for k in range(4):
+        out[k::4] = accumulate(delta[k * rows : (k + 1) * rows])
+    return out
+
+
+def _pack_srcs(srcs: tuple[tuple[int, ...], ...]) -> dict[str, list[list[int]]]:
+    """How many rows back each source stands."""
+    return {"back": [[i - s for s in row] for i, row in enumerate(srcs)]}
+
+
+def _unpack_srcs(packed: Any) -> Any:
+    back = _packed(packed, "back")
+    if not all(type(row) is list for row in back):
+        raise _Wrong("a row of sources that is not a list")
+    return [[i - b for b in _all_whole(row)] for i, row in enumerate(back)]
+
+
+def _packed(value: Any, name: str) -> list[Any]:
+    if value.keys() != {name} or type(value[name]) is not list:
+        raise _Wrong(f"{value!r:.40} is not packed as {name}")
+    found: list[Any] = value[name]
+    return found
+
+
+PACKED: dict[tuple[type, str], tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    (model.Pass, "steps"): (_pack_steps, _unpack_steps),
+    (model.Graph, "srcs"): (_pack_srcs, _unpack_srcs),
+}
+"""Fields that are packed, and how they are packed and unpacked."""
 
 
 Reader = Callable[[Any], Any]
@@ -210,6 +259,8 @@ def _record_reader(kind: type) -> Reader:
             if name not in readers:
                 raise _Wrong(f"a {kind.__name__} has no field {name!r:.40}")
             try:
+                if type(v) is dict and (kind, name) in PACKED:
+                    v = PACKED[kind, name][1](v)
                 given[name] = readers[name](v)
             except _Wrong as e:
                 raise _Wrong(f"{name}: {e}") from None

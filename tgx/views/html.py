@@ -153,11 +153,18 @@ def _graph(trace: Trace, graph: Graph, levels: bool = True) -> dict[str, Any]:
         "tensor_op": _words(graph.tensor_ops),
         "phase": _words(graph.phases),
         "label": _words(graph.labels),
-        "src": graph.srcs,
-        "origins": graph.origins,
+        "back": [[i - s for s in row] for i, row in enumerate(graph.srcs)],
+        "origins": _rows(graph.origins) if graph.origins else None,
         "roots": graph.roots,
         "levels": _tree(cluster.node_levels(graph, trace)) if levels else None,
     }
+
+
+def _delta(steps: Sequence[int]) -> list[int]:
+    """Steps, a column after the other, each number as its distance from the one before it: they
+    walk through the table, so most are small, and deflate well."""
+    columns = (steps[k::4] for k in range(4))
+    return [b - a for c in columns for a, b in zip((0, *c), c, strict=False)]
 
 
 def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
@@ -165,7 +172,8 @@ def _passes(trace: Trace, passes: Sequence[Pass]) -> dict[str, Any]:
     tables = {p.table for p in passes if p.table != -1}
     return {
         "passes": [
-            {"id": p.id, "table": p.table, "before": p.before, "after": p.after, "steps": p.steps}
+            {"id": p.id, "table": p.table, "before": p.before, "after": p.after,
+             "delta": _delta(p.steps)}
             for p in passes
         ],
         "table": [_graph(trace, trace.graph(t), levels=False) for t in sorted(tables)] or None,

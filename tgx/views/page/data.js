@@ -26,8 +26,8 @@ class Graph {
       const column = raw[name];
       this[name] = column ? (i) => column.words[column.at[i]] : () => "";
     }
-    this.src = (i) => raw.src[i] ?? [];
-    this.origins = (i) => raw.origins[i] ?? [];
+    this.src = (i) => (raw.back[i] ?? []).map((distance) => i - distance);
+    this.origins = raw.origins ? (i) => raw.origins.rows[raw.origins.at[i]] ?? [] : () => [];
   }
   sort(i) {
     const op = this.op(i);

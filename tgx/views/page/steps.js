@@ -25,9 +25,19 @@ async function loadPass(id) {
   const raw = d?.passes.find((p) => p.id === id);
   const graph = raw && d.table.get(raw.table);
   if (!graph) return null;
-  const n = raw.steps.length / 4;
-  const step = (i) => ({ match: raw.steps[4 * i] === 0, old: raw.steps[4 * i + 1], now: raw.steps[4 * i + 2], rule: raw.steps[4 * i + 3] });
+  const [kind, old, now, rule] = raw.columns ??= columns(raw.delta);
+  const n = kind.length;
+  const step = (i) => ({ match: kind[i] === 0, old: old[i], now: now[i], rule: rule[i] });
   return { id, raw, graph, n, step, owner };
+}
+
+// four columns, each written as distances from one number to the next
+function columns(delta) {
+  const n = delta.length / 4;
+  return [0, 1, 2, 3].map((k) => {
+    let sum = 0;
+    return Int32Array.from({ length: n }, (_, i) => (sum += delta[k * n + i]));
+  });
 }
 
 const clampStep = (i, n) => Math.max(0, Math.min(n - 1, i));
