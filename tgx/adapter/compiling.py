@@ -18,7 +18,7 @@ from typing import Any
 
 import tinygrad.codegen as tg_codegen
 from tinygrad.helpers import Context
-from tinygrad.uop.ops import UOp
+from tinygrad.uop.ops import Ops, UOp
 
 from tgx import codec, model
 from tgx.adapter import loops
@@ -125,6 +125,15 @@ def again(ast: UOp, renderer: Any, level: str) -> Sight:
     with _opts_seen(sight, enough=True):
         tg_codegen.full_rewrite_to_sink(ast, renderer)
     return sight
+
+
+def decisions(ast: UOp, renderer: Any) -> tuple[tuple[model.Opt, ...], tuple[model.Loop, ...]]:
+    """What tinygrad's optimiser decides about a kernel for that renderer's device, which need not
+    be here, and the loops that come of it."""
+    sight = Sight()
+    with _opts_seen(sight):
+        sink = tg_codegen.full_rewrite_to_sink(ast, renderer)
+    return sight._loops(UOp(Ops.PROGRAM, src=(sink,)))
 
 
 # **** in this process ****

@@ -37,7 +37,7 @@ from tgx.errors import BadInput
 from tgx.hardware import cubin
 from tgx.hardware.kernel import Chain, Copy, GpuKernel, Work
 
-CACHE = "tgx_offline_4"  # raise the number when what is stored changes
+CACHE = "tgx_offline_5"  # raise the number when what is stored changes
 
 
 Step = Callable[..., Any]
@@ -54,13 +54,24 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Runnable:
+    """A step as TinyJit had it in hand: its schedule, the buffers that must not be planned over,
+    and its inputs. What was captured without running has none of this."""
+
+    linear: UOp
+    held: frozenset[UOp]
+    inputs: tuple[UOp, ...]
+
+
+@dataclass(frozen=True)
 class Captured:
-    """A program's kernels in launch order, not yet lowered, the values of its variables, and the
-    numbers that a session which recorded meanwhile gave the kernels."""
+    """A program's kernels in launch order, not yet lowered, the values of its variables, the
+    numbers that a session which recorded meanwhile gave the kernels, and how to run it."""
 
     calls: tuple[UOp, ...]
     variables: dict[str, int]
     ids: tuple[int, ...] = ()
+    run: Runnable | None = None
 
 
 class _Catcher(_TinyJit):
@@ -108,23 +119,25 @@ def capture(step: Step, inputs: Sequence[Any] = (), watch: Session | None = None
     a TinyJit itself is looked into. A session that is recording gives the kernels their names and
     source lines."""
     function = getattr(step, "fxn", None) or step
-    before = len(_jit_parts(watch))
+    before = parts(watch)
     with catching() as catcher:
-        lazy = list(_tensors(function(*inputs)))
+        lazy = list(tensors(function(*inputs)))
         if lazy:
             Tensor.realize(*lazy)
     calls = catcher.calls
     return Captured(calls, catcher.variables, ids_since(watch, before, len(calls)))
 
 
-def _jit_parts(watch: Session | None) -> list[Any]:
-    return [] if watch is None else watch.jit_parts
+def parts(watch: Session | None) -> int:
+    """How many schedules the session has seen captured, of those no TinyJit took yet."""
+    return 0 if watch is None else len(watch.jit_parts)
 
 
 def ids_since(watch: Session | None, part: int, count: int) -> tuple[int, ...]:
     """The session's numbers for what was captured since its part number `part`; none where that is
     not as many launches as there are."""
-    ids = tuple(kernel for plan, _ in _jit_parts(watch)[part:] for kernel in plan.kernels)
+    seen = [] if watch is None else watch.jit_parts[part:]
+    ids = tuple(kernel for plan, _ in seen for kernel in plan.kernels)
     return ids if len(ids) == count else ()
 
 
@@ -138,14 +151,14 @@ def origins(watch: Session) -> dict[int, Origin]:
     }
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 # **************** lowering ****************
@@ -279,6 +292,7 @@ def _compile(ast: UOp, renderer: OfflineRenderer, variables: dict[str, int]) -> 
         code=compiled.code,
         source=source.arg,
         ptx=ptx,
+        cubin=binary.arg,
     )
 
 

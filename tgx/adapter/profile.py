@@ -1,25 +1,30 @@
 """`tgx profile`: a script's kernels, compiled for a board that may not be here, and what they cost.
 
 Two ways lead to the kernels. A script that has `tgx_models() -> {name: (step, make_inputs)}` is
-asked for them: nothing of it runs, its schedules are enough. And the script itself runs, as it is,
-until its first TinyJit step has been captured; then it is stopped.
+asked for them; for a prediction nothing of it runs, its schedules are enough. And the script itself
+runs, as it is, until its first TinyJit step has been captured; then it is stopped. Where the device
+is here, `tgx.adapter.timing` then times what was captured.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import tinygrad.engine.jit as tg_jit
-from tinygrad import Device
-from tinygrad.uop.ops import UOp
+from tinygrad import Device, Tensor, TinyJit
+from tinygrad.uop.ops import Ops, UOp
 
 from tgx.adapter import nvrtc, offline
 from tgx.adapter.capture import Session
-from tgx.adapter.offline import Captured
+from tgx.adapter.offline import Captured, Origin, Runnable, Step
+from tgx.adapter.timing import Named
 from tgx.errors import BadInput
 from tgx.hardware import profiles, report
+from tgx.hardware.kernel import Copy, GpuKernel
+from tgx.hardware.profiles import Machine, Profile
 from tgx.hardware.report import Report
 
 
@@ -33,10 +38,13 @@ def stopping(watch: Session | None = None) -> Iterator[list[Captured]]:
     """Within this, a script runs up to the capture of its first TinyJit and is then stopped."""
     seen: list[Captured] = []
     plain = tg_jit.jit_lower
+    before = offline.parts(watch)
 
     def jit_lower(linear: UOp, held: set[UOp], inputs: list[UOp]) -> UOp:
         calls = tuple(offline.flat(linear))
-        seen.append(Captured(calls, {}, offline.ids_since(watch, 0, len(calls))))
+        ids = offline.ids_since(watch, before, len(calls))
+        whole = UOp(Ops.LINEAR, src=calls)
+        seen.append(Captured(calls, {}, ids, Runnable(whole, frozenset(held), tuple(inputs))))
         raise Enough
 
     tg_jit.jit_lower = jit_lower
@@ -54,35 +62,58 @@ def profile(
     batches: Sequence[int],
     script: Callable[[], object],
     models: Sequence[str] = (),
+    constants: Mapping[str, float] | None = None,
 ) -> Report:
-    """Profile a script for a board. `script` runs it, as the module __main__. `models` chooses
-    among its `tgx_models()`; none chooses all of them, and the jitted step."""
+    """Predict a script's kernels on a board. `script` runs it, as the module __main__. `models`
+    chooses among its `tgx_models()`; none chooses all of them, and the jitted step."""
     board = profiles.find(device)
     machine = profiles.machine(board, mode)
-    compiler = nvrtc.compiler_for(machine.arch)  # before anything runs: it may not be there
+    nvrtc.compiler_for(machine.arch)  # before anything runs: it may not be there
+    watch, steps = captured(batches, script, models, real=False)
+    return predicted(board, machine, steps, offline.origins(watch), constants)[0]
+
+
+def captured(
+    batches: Sequence[int],
+    script: Callable[[], object],
+    models: Sequence[str],
+    real: bool,
+    program: str = "",
+) -> tuple[Session, list[Named]]:
+    """The steps of a script, and the recording that was made meanwhile, for the names of kernels
+    and their lines. `real` runs the models' first steps, as is needed to time them afterwards."""
     Device[Device.DEFAULT]  # opens it now, so that what it has to say comes before all else
-    watch = Session().start()  # for names and source lines
+    watch = Session(program=program).start()
     try:
-        steps = list(_captured(batches, script, models, watch))
+        steps = list(_captured(batches, script, models, watch, real))
     finally:
         watch.stop()
-    known = offline.origins(watch)
     if not steps:
         raise BadInput(
             "the script ended, and no TinyJit step of it ran twice",
             "a script with a @TinyJit step, or one with tgx_models()",
             "def tgx_models(): return {'name': (step, lambda batch: (inputs, ...))}",
         )
+    return watch, steps
+
+
+def predicted(
+    board: Profile,
+    machine: Machine,
+    steps: Sequence[Named],
+    known: Mapping[int, Origin],
+    constants: Mapping[str, float] | None = None,
+) -> tuple[Report, list[list[GpuKernel | Copy]]]:
+    """The report, and every step's launches as they were compiled for the board."""
+    compiler = nvrtc.compiler_for(machine.arch)
     jetson = board.kind == "jetson"
-    return Report(
-        board,
-        machine,
-        f"NVRTC {compiler.version[0]}.{compiler.version[1]}",
-        tuple(
-            report.step(name, batch, offline.lower(step, machine.arch, known), machine, jetson)
-            for name, batch, step in steps
-        ),
+    lowered = [offline.lower(named.step, machine.arch, known) for named in steps]
+    rows = tuple(
+        report.step(named.name, named.batch, launches, machine, jetson, constants)
+        for named, launches in zip(steps, lowered, strict=True)
     )
+    name = f"NVRTC {compiler.version[0]}.{compiler.version[1]}"
+    return Report(board, machine, name, rows, dict(constants or {})), lowered
 
 
 def _captured(
@@ -90,10 +121,11 @@ def _captured(
     script: Callable[[], object],
     chosen: Sequence[str],
     watch: Session,
-) -> Iterator[tuple[str, int | None, Captured]]:
+    real: bool,
+) -> Iterator[Named]:
     with stopping(watch) as seen:
         script()
-    with offline.catching():
+    with nullcontext() if real else offline.catching():
         models = offline.models_of(vars(sys.modules["__main__"]))
     for name in chosen:
         if name not in models:
@@ -101,9 +133,28 @@ def _captured(
             raise BadInput(f"the script has no model {name!r}", known)
     if not chosen:
         for step in seen:
-            yield "jitted step", None, step
+            yield Named("jitted step", None, step)
     for name in chosen or models:
         # A training step ("...-train") is asked for at the largest batch, inference at every one.
         training = name.endswith("-train")
         for batch in [max(batches)] if training else batches:
-            yield name, batch, offline.capture_model(*models[name], batch, watch, first=training)
+            if real:
+                yield Named(name, batch, _jitted(*models[name], batch, watch))
+                continue
+            step = offline.capture_model(*models[name], batch, watch, first=training)
+            yield Named(name, batch, step)
+
+
+def _jitted(step: Step, make_inputs: Step, batch: int, watch: Session) -> Captured:
+    """A model's step as a TinyJit captures it, its first call having run."""
+    function = getattr(step, "fxn", None) or step
+
+    @TinyJit
+    def jitted(*inputs: Any) -> list[Tensor]:
+        return list(offline.tensors(function(*inputs)))
+
+    inputs = tuple(make_inputs(batch))
+    with stopping(watch) as seen:
+        for _ in range(2):
+            jitted(*inputs)
+    return seen[0]

@@ -60,7 +60,8 @@ def run_script(options: Options, name: str = "__main__") -> None:
     script = ModuleType(name)
     script.__file__ = str(Path(words[0]).absolute())
     script.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = script  # and it stays: exit handlers and workers look there
+    # And it stays: exit handlers and workers look there; dataclasses look under its own name.
+    sys.modules["__main__"] = sys.modules[name] = script
     exec(compile(source, script.__file__, "exec"), script.__dict__)
 
 

@@ -67,6 +67,7 @@ class GpuKernel:
     lines: tuple[str, ...] = ()
     source: str = ""
     ptx: str = ""
+    cubin: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.grid or not self.block or min(*self.grid, *self.block) < 1:

@@ -6,15 +6,17 @@ guess; `measured_us` is what a board took, and null until there is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from typing import Any
 
-from tgx.hardware import roofline
+from tgx.errors import BadInput
+from tgx.hardware import measured, roofline
+from tgx.hardware.accuracy import Accuracy, accuracy
 from tgx.hardware.kernel import Copy, GpuKernel
+from tgx.hardware.measured import Measurement, StepTime, dims, place, scaled
 from tgx.hardware.profiles import Machine, Profile
-
-UNITS = ("", "k", "M", "G", "T")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Row:
     model_low_us: float
     model_high_us: float
     model_bound: str  # what the model thinks the time goes to
-    measured_us: float | None = None
+    measured_us: float | None = None  # the median
+    measured_p95_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Step:
     name: str
     batch: int | None  # None: the script's own
     rows: tuple[Row, ...]
+    timed: StepTime | None = None  # where the device is here
 
     def total(self, field: str) -> float:
         return float(sum(getattr(row, field) for row in self.rows))
@@ -63,12 +67,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What was predicted for a board in one of its modes."""
+    """What was predicted for a board in one of its modes, and measured where it is here."""
 
     profile: Profile
     machine: Machine
     compiler: str
     steps: tuple[Step, ...]
+    constants: Mapping[str, float] = field(default_factory=dict)  # fitted ones
+    measurement: Measurement | None = None
 
 
 def step(
@@ -77,15 +83,23 @@ def step(
     kernels: Sequence[GpuKernel | Copy],
     machine: Machine,
     jetson: bool = True,
+    constants: Mapping[str, float] | None = None,
 ) -> Step:
     """The rows of one step. All that its kernels touch together decides what the L2 can keep."""
     together = sum(k.work.bytes for k in kernels if isinstance(k, GpuKernel))
-    return Step(name, batch, tuple(row(k, machine, together, jetson) for k in kernels))
+    rows = tuple(row(k, machine, together, jetson, constants) for k in kernels)
+    return Step(name, batch, rows)
 
 
-def row(kernel: GpuKernel | Copy, machine: Machine, together: int, jetson: bool) -> Row:
+def row(
+    kernel: GpuKernel | Copy,
+    machine: Machine,
+    together: int,
+    jetson: bool,
+    constants: Mapping[str, float] | None = None,
+) -> Row:
     bound = roofline.lower_bound(kernel, machine)
-    guess = roofline.model(kernel, machine, together, jetson)
+    guess = roofline.model(kernel, machine, together, jetson, constants)
     times = {
         "bound": bound.bound,
         "lower_us": bound.us,
@@ -116,6 +130,53 @@ def row(kernel: GpuKernel | Copy, machine: Machine, together: int, jetson: bool)
     )
 
 
+# **************** beside what was measured ****************
+
+
+def joined(predicted: Report, measurement: Measurement) -> Report:
+    """The predictions with the measured times beside them; where a run was stopped, of the steps
+    that were measured."""
+    steps = []
+    for step, timed in zip(predicted.steps, measurement.steps, strict=False):
+        if len(step.rows) != len(timed.kernels):
+            raise BadInput(
+                f"{step.name}: {len(step.rows)} launches predicted, {len(timed.kernels)} measured",
+                "the same program, scheduled once",
+            )
+        rows = tuple(
+            replace(row, measured_us=k.times.p50, measured_p95_us=k.times.p95)
+            for row, k in zip(step.rows, timed.kernels, strict=True)
+        )
+        steps.append(replace(step, rows=rows, timed=timed))
+    return replace(predicted, steps=tuple(steps), measurement=measurement)
+
+
+def errors(steps: Sequence[Step], sms: int) -> dict[str, Accuracy]:
+    """How far the model was off: for all kernels, and apart for those whose grid does not fill the
+    GPU and those whose grid does. Copies, which no model is made of, are left out."""
+    rows = [row for s in steps for row in s.rows if row.grid and row.measured_us]
+    groups = {
+        "all": rows,
+        "grids smaller than the GPU": [row for row in rows if prod(row.grid) < sms],
+        "grids that fill it": [row for row in rows if prod(row.grid) >= sms],
+    }
+    return {
+        name: accuracy([row.model_us for row in group], [row.measured_us or 0 for row in group])
+        for name, group in groups.items()
+        if group
+    }
+
+
+def beaten(steps: Sequence[Step]) -> list[str]:
+    """Kernels quicker than their lower bound: the bound is wrong, or the profile, or the clock."""
+    return [
+        f"{row.name} took {row.measured_us:.2f} us, its lower bound is {row.lower_us:.2f}"
+        for step in steps
+        for row in step.rows
+        if row.grid and row.measured_us is not None and row.measured_us < row.lower_us
+    ]
+
+
 # **************** as data ****************
 
 
@@ -131,8 +192,16 @@ def to_json(report: Report) -> dict[str, Any]:
         "bandwidth_gbs": machine.bandwidth,
         "assumed": list(machine.assumed),
         "compiler": report.compiler,
-        "fitted": False,
-        "constants": {name: asdict(c) for name, c in roofline.CONSTANTS.items()},
+        "fitted": bool(report.constants),
+        "constants": {
+            name: asdict(c)
+            | ({"value": report.constants[name]} if name in report.constants else {})
+            | {"fitted": name in report.constants}
+            for name, c in roofline.CONSTANTS.items()
+        },
+        "measured": None if report.measurement is None else measured.about(report.measurement),
+        "errors": {name: asdict(e) for name, e in errors(report.steps, machine.sms).items()},
+        "beaten": beaten(report.steps),
         "steps": [
             {
                 "name": step.name,
@@ -144,7 +213,8 @@ def to_json(report: Report) -> dict[str, Any]:
                     "model_us": step.total("model_us"),
                     "model_low_us": step.total("model_low_us"),
                     "model_high_us": step.total("model_high_us"),
-                    "measured_us": step.measured_us,
+                    **({"measured_us": None} if step.timed is None else
+                       measured.step_json(step.timed)),
                 },
             }
             for step in report.steps
@@ -166,10 +236,18 @@ def heading(report: Report) -> list[str]:
         f"{m.name}{mode}: {m.arch}, {m.sms} SMs at {m.gpu_mhz:g} MHz, {m.bandwidth:.1f} GB/s; "
         f"compiled by {report.compiler}",
         *(f"assumed: {line}" for line in m.assumed),
-        "bound: no launch can be faster. model: a guess between two ends, with constants that no "
-        "measurement was fitted to yet.",
-    ]
-    return lines
+        "bound: no launch can be faster. model: a guess between two ends, with "
+        + (f"{len(report.constants)} constants fitted to measurements." if report.constants else
+           "constants that no measurement was fitted to yet."),
+    ]  # fmt: skip
+    return lines + (measured.heading(report.measurement) if report.measurement else [])
+
+
+def foot(report: Report) -> list[str]:
+    """Under all tables: how far the model was off, where that is known."""
+    lines = [f"model against measured, {name}: {e}"
+             for name, e in errors(report.steps, report.machine.sms).items()]
+    return lines + [f"below the bound: {line}" for line in beaten(report.steps)]
 
 
 def table(step: Step) -> list[tuple[str, ...]]:
@@ -192,9 +270,8 @@ def cells(row: Row) -> tuple[str, ...]:
     launched = bool(row.grid)
     return (
         row.name,
-        row.lines[0] + (f" +{len(row.lines) - 1}" if len(row.lines) > 1 else "")
-        if row.lines else "",
-        f"{_dims(row.grid)} x {_dims(row.block)}" if launched else "",
+        place(row.lines),
+        f"{dims(row.grid)} x {dims(row.block)}" if launched else "",
         str(row.regs) if launched else "",
         str(row.smem) if row.smem else "",
         f"{row.occupancy:.0%}" if launched else "",
@@ -209,20 +286,3 @@ def cells(row: Row) -> tuple[str, ...]:
         row.model_bound,
         "" if row.measured_us is None else f"{row.measured_us:.1f}",
     )  # fmt: skip
-
-
-def _dims(sizes: Iterable[int]) -> str:
-    """(4, 8, 1) as 4,8: the ones at the end say nothing."""
-    sizes = list(sizes)
-    while len(sizes) > 1 and sizes[-1] == 1:
-        sizes.pop()
-    return ",".join(map(str, sizes))
-
-
-def scaled(number: float) -> str:
-    """12877824 as 12.9M."""
-    for unit in UNITS:
-        if abs(number) < 999.5 or unit == UNITS[-1]:
-            return f"{number:.{int(bool(unit) and abs(number) < 99.95)}f}{unit}"
-        number /= 1000
-    return str(number)

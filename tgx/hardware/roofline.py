@@ -8,7 +8,8 @@ the L2 cache could still hold is there already, every SM is busy.
 `model` is a guess with error bars: it adds the launch, the uneven last wave, latency that too few
 warps cannot hide, and efficiencies. Every constant it uses is a row of CONSTANTS, with a low and a
 high value and where they come from. The bars are the model at all its low and all its high
-constants. None has been fitted to a measurement yet: `fitted` below says so in every result.
+constants. `tgx.hardware.fitting` fits some of them to a measurement; `fitted` says in every result
+whether it was done.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Constant:
 
 
 _LIT = "published micro-benchmarks of Maxwell to Hopper (Jia et al. 2018-19 and later)"
-_ASSUMED = "assumed; to be fitted on a board with `tgx devices measure`"
+_ASSUMED = "assumed; tests/measure_gpu.py fits it where there is a GPU"
 
 CONSTANTS: dict[str, Constant] = {
     "launch_jetson": Constant(6.0, 3.0, 15.0, "us", _ASSUMED),
@@ -87,7 +88,7 @@ class Model:
     high: float
     bound: str  # what the model thinks the time goes to
     parts: tuple[tuple[str, float], ...]
-    fitted: bool = False  # no constant was fitted to a measurement
+    fitted: bool = False  # whether a constant was fitted to a measurement
 
 
 def tensor_rate(arch: str) -> int:
@@ -141,25 +142,47 @@ def _bound(roofs: Mapping[str, float]) -> LowerBound:
 
 
 def model(
-    kernel: GpuKernel | Copy, machine: Machine, working_set: int = 0, jetson: bool = True
+    kernel: GpuKernel | Copy,
+    machine: Machine,
+    working_set: int = 0,
+    jetson: bool = True,
+    fitted: Mapping[str, float] | None = None,
 ) -> Model:
     """The modelled time. `working_set` are the bytes that all kernels of the step touch together:
-    what of them exceeds the L2 cache is read from DRAM again."""
-    parts, us = _model(kernel, machine, working_set, jetson, "value")
-    _, low = _model(kernel, machine, working_set, jetson, "low")
-    _, high = _model(kernel, machine, working_set, jetson, "high")
+    what of them exceeds the L2 cache is read from DRAM again. `fitted` are constants from
+    `tgx.hardware.fitting`; the bars stay those of the table, and hold the fitted model, too."""
+    parts, us = _model(kernel, machine, working_set, jetson, values(fitted))
+    low, high = (_model(kernel, machine, working_set, jetson, values(end=end))[1]
+                 for end in ("low", "high"))  # fmt: skip
     bound = max(parts, key=lambda part: parts[part])
-    return Model(us, low, high, bound, tuple(parts.items()))
+    return Model(us, min(low, us), max(high, us), bound, tuple(parts.items()), bool(fitted))
+
+
+def estimate(
+    kernel: GpuKernel | Copy,
+    machine: Machine,
+    working_set: int,
+    jetson: bool,
+    fitted: Mapping[str, float],
+) -> float:
+    """Only the modelled time in microseconds, without its bars: what fitting asks for often."""
+    return _model(kernel, machine, working_set, jetson, values(fitted))[1]
+
+
+def values(fitted: Mapping[str, float] | None = None, end: str = "value") -> dict[str, float]:
+    """All constants at one end ("value", "low", "high"), with the fitted ones in their places."""
+    return {name: getattr(c, end) for name, c in CONSTANTS.items()} | dict(fitted or {})
 
 
 def _model(
-    kernel: GpuKernel | Copy, machine: Machine, working_set: int, jetson: bool, end: str
+    kernel: GpuKernel | Copy,
+    machine: Machine,
+    working_set: int,
+    jetson: bool,
+    constants: Mapping[str, float],
 ) -> tuple[dict[str, float], float]:
-    """The parts of the model and their sum, at one end of the constants."""
-
-    def constant(name: str) -> float:
-        return float(getattr(CONSTANTS[name], end))
-
+    """The parts of the model and their sum, with these constants."""
+    constant = constants.__getitem__
     launch = machine.launch_us
     if launch is None:
         launch = constant("launch_jetson" if jetson else "launch_desktop")

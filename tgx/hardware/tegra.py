@@ -291,6 +291,15 @@ def parse_jetson_clocks(text: str) -> Clocks:
     )
 
 
+@dataclass(frozen=True)
+class Board:
+    """What a Jetson said of itself before a run. None and "": it did not say."""
+
+    release: str = ""  # "36.4.3"
+    mode: tuple[str, int | None] | None = None  # the power mode's name, and its number there
+    clocks: Clocks | None = None
+
+
 def low_clock(samples: Iterable[Sample], highest_mhz: float) -> str:
     """The 306 MHz trap: a GPU that was busy, and never left its lowest clock. The governor raises
     the clock only after a while, and short kernels never last that long: a published measurement

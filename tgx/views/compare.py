@@ -16,6 +16,7 @@ from tgx.views import text, words
 from tgx.views.markdown import cell
 
 ROWS = 60
+OPTS = 12  # sentences about kernels that were optimised otherwise
 
 
 def render(
@@ -42,7 +43,8 @@ def facts(a: Trace, b: Trace, m: Match) -> dict[str, Any]:
     def pair(p: Pair) -> dict[str, Any]:
         ratio = round(p.ratio, 4) if p.ratio > 0 else None
         return {"a": p.a, "b": p.b, "name": b.kernel(p.b).name, "how": p.how,
-                "a_us": _us(a, p.a), "b_us": _us(b, p.b), "ratio": ratio}
+                "a_us": _us(a, p.a), "b_us": _us(b, p.b), "ratio": ratio,
+                "a_opts": opts(a, p.a), "b_opts": opts(b, p.b)}
 
     def boundary(t: Trace, id: int) -> dict[str, Any]:
         found = next(x for x in t.boundaries if x.id == id)
@@ -73,6 +75,14 @@ def facts(a: Trace, b: Trace, m: Match) -> dict[str, Any]:
         "pairs": [pair(p) for p in m.pairs],
         "peak_bytes": [a.peak(), b.peak()],
     }
+
+
+def opts(t: Trace, kernel: int) -> tuple[str, ...]:
+    """What the optimiser decided about a kernel: ("UPCAST(0, 4)", ...); () where nothing, or where
+    it was not recorded."""
+    program = t.kernel(kernel).program
+    found = next((p.opts for p in t.programs if p.id == program), ()) if program >= 0 else ()
+    return tuple(f"{o.op}({o.axis}, {o.amount})" for o in found)
 
 
 def _us(t: Trace, kernel: int) -> float | None:
@@ -144,6 +154,13 @@ def _story(a: Trace, b: Trace, m: Match, left: str, right: str, form: str) -> st
         for p in pairs:
             tell(f"{word}: {name(b, p.b)} {words.duration(fastest(a, p.a))} → "
                  f"{words.duration(fastest(b, p.b))} (×{p.ratio:.2f})")
+    otherwise = [(p, old, new) for p in m.pairs
+                 for old, new in [(opts(a, p.a), opts(b, p.b))] if old != new]
+    for p, old, new in otherwise[:OPTS]:
+        tell(f"optimised otherwise: {name(b, p.b)}: {' '.join(old) or 'nothing'} → "
+             f"{' '.join(new) or 'nothing'}")
+    if len(otherwise) > OPTS:
+        tell(f"and {len(otherwise) - OPTS} more kernels are optimised otherwise")
     for sign, t, ids in (("new", b, m.boundaries_added), ("gone", a, m.boundaries_removed)):
         for i in ids:
             x = next(y for y in t.boundaries if y.id == i)

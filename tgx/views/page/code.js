@@ -49,7 +49,7 @@ function uopsPane(graph) {
   return ["uops", "uops", lines.join("\n"), uops, []];
 }
 
-const PANE_WORDS = { uops: "UOps", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", plan: "plan" };
+const PANE_WORDS = { uops: "UOps", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", sass: "SASS", plan: "plan" };
 let panesShown = null; // levels the reader chose to see
 
 function codeTab(detailOf, k) {
