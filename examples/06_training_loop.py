@@ -263,7 +263,7 @@ def draw(history: list[Epoch], best: int, linear, hidden, clouds: Data) -> str:
                    "training and validation loss over the epochs; a linear and a deep boundary")
     last = history[-1].number
     losses = [e.loss for e in history] + [e.val_loss for e in history]
-    chart = Chart(page, (56, 96, 460, 210), (1, last), (0, min(2.4, max(losses) * 1.05)),
+    chart = Chart(page, (56, 96, 460, 210), (1, last), (0, min(1.2, max(losses) * 1.05)),
                   "overfitting: loss on digits", "epochs")
     numbers = [e.number for e in history]
     chart.line(numbers, [e.loss for e in history], "blue")

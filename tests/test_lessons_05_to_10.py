@@ -9,6 +9,7 @@ import http.server
 import inspect
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 import threading
@@ -142,10 +143,22 @@ def test_an_optimizer_from_scratch_equals_pytorchs(name, trained):
     np.testing.assert_allclose(trained(name)[0], w.detach().numpy(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.skipif(not shutil.which("clang"), reason="tinygrad's CPU device compiles with clang")
+def test_the_stock_cpu_device_gives_the_same_numbers(trained):
+    from tinygrad import Context
+    it, loop = lesson(5), lesson(6)
+    clouds, h = loop.xor_clouds(), loop.Hyperparameters(lr=0.02, layers=1, width=8, epochs=3)
+    here = [e.val_loss for e in loop.learn(clouds, h)[1]]
+    with Context(DEV="CPU"):
+        there = it.train(it.OPTIMIZERS["momentum"][0])
+        np.testing.assert_allclose([e.val_loss for e in loop.learn(clouds, h)[1]], here, atol=1e-5)
+    np.testing.assert_allclose(trained("momentum")[0], there, atol=1e-6)
+
+
 def test_sgd_needs_a_larger_rate_than_adam():
     """After 40 steps on the same digits: at 1e-3 SGD has hardly begun."""
     it = lesson(5)
-    slow, fast, adam = (it.digits_loss(make, 41, every=40)[-1] for make in (
+    slow, fast, adam = (it.digits_loss(make, 41, 128, every=40)[-1] for make in (
         lambda p: it.SGD(p, 1e-3), lambda p: it.SGD(p, 0.5), lambda p: it.Adam(p, 1e-3)))
     assert slow > 2.1 and adam < 1.3 and fast < 0.5
 
