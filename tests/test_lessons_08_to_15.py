@@ -545,6 +545,130 @@ def test_the_trained_cnn_in_int8_on_the_whole_test_set(tmp_path):
     assert b["bytes"] / a["bytes"] <= 0.28
 
 
+# ---- 11: backward, line by line ------------------------------------------------------------------
+
+def test_the_walkthrough_is_of_the_tinygrad_that_is_installed():
+    import tgx
+    it = lesson(11)
+    walk = tgx.backward(it.loss_of_x)
+    assert [step.op for step in walk.steps][-2:] == ["ADD", "MUL"]  # from last to first
+    source = (it.HOME / "mixin" / "gradient.py").read_text().splitlines()
+    for op in ("ADD", "MUL"):
+        path, line, text = it.rule_of(walk, op)
+        assert path == "tinygrad/mixin/gradient.py" and f"Ops.{op}" in source[line - 1]
+        assert text in source[line - 1]
+    added = [float(c.local) for step in walk.steps if step.op == "MUL"
+             for c in step.contributions]
+    assert added == [2, 2]
+    checks = [c.check.error for step in walk.steps for c in step.contributions]
+    assert len(checks) == 5 and max(checks) < 1e-9, "against finite differences"
+    told = str(walk)
+    assert "total 5" in told and "total 3" in told and "11_walkthrough.py" in told
+
+
+def test_a_linear_layer_annotated():
+    import tgx
+    walk = tgx.backward(lesson(11).loss_of_a_layer)
+    told = walk.render("text", level="operations")
+    for formula in ("dW = dZᵀ·X", "db = Σ dZ over the batch", "dX = dZ·W"):
+        assert formula in told
+    assert "✗" not in told
+
+
+def test_every_function_on_the_way_stands_where_it_is_said_to():
+    it = lesson(11)
+    for name, place in (*it.way_there(), *it.way_back()):
+        path, _, line = place.rpartition(":")
+        text = (it.HOME.parent / path).read_text().splitlines()[int(line) - 1:int(line) + 3]
+        word = name.rpartition(".")[2]
+        assert any(f"def {word}(" in one for one in text), (name, place)
+
+
+def test_the_guides_first_tinygrad_example():
+    shape, waiting, found, by_hand = lesson(11).guides_first_example()
+    assert shape == (1, 4) and waiting == 0, "lazy: nothing ran before .numpy()"
+    np.testing.assert_array_equal(found, by_hand)
+    assert 0 < (found != 0).any(0).sum() < 4, "some units are on and some are off"
+
+
+def test_elementwise_operations_and_a_product_are_one_kernel_each():
+    from tinygrad import Tensor
+    it = lesson(11)
+    x, w = Tensor.ones(16, 16).contiguous().realize(), Tensor.ones(16, 16).contiguous().realize()
+    assert it.kernels(lambda: (x.relu() * 2 + 1).realize()) == 1
+    assert it.kernels(lambda: (x @ w).relu().realize()) == 1
+    assert it.kernels(lambda: (x @ w).relu()) == 0
+
+
+def test_a_kernels_source_can_be_read():
+    from tinygrad import Device, Tensor
+    it = lesson(11)
+    a, b = (Tensor.ones(8, 8).contiguous().realize() for _ in range(2))
+    source = it.source_of(lambda: (a @ b).relu())
+    assert len(source) > 200
+    if Device.DEFAULT == "TGX":
+        assert it.readable(source).startswith("for o0:8 o1:8 sum r0:8") and "max(" in source
+    assert it.readable("a\nb\nc", 2) == "a\nb"
+
+
+def test_two_devices_compile_one_kernel_differently_and_agree():
+    """The exercise "compare kernels"."""
+    from tinygrad import Device, Tensor
+    names = lesson(13).usable(Device.DEFAULT, *({"TGX", "CPU", "CUDA"} - {Device.DEFAULT}))
+    if len(names) == 1:
+        pytest.skip("no second device opens here (CPU needs clang, CUDA a GPU)")
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(8, 8)).astype(np.float32) for _ in range(2)]
+    sources, results = set(), []
+    for name in names:
+        a, b = (Tensor(x, device=name).realize() for x in arrays)
+        sources.add(lesson(11).source_of(lambda a=a, b=b: (a @ b).relu()))
+        results.append((a @ b).relu().numpy())
+    assert len(sources) == len(names)
+    for found in results:
+        np.testing.assert_allclose(found, np.maximum(arrays[0] @ arrays[1], 0), atol=1e-5)
+
+
+def test_tinygrad_is_no_longer_a_thousand_lines():
+    it = lesson(11)
+    core = it.lines_of_code(it.HOME, it.NOT_CORE)
+    assert 5000 < core < 20_000
+
+
+def test_lines_of_code_are_counted_without_comments_and_docstrings(tmp_path):
+    (tmp_path / "a.py").write_text('"""Doc."""\n\n# no\ndef f():\n    """Doc\n    doc."""\n'
+                                   "    return (1 +\n            2)  # yes, two\n")
+    (tmp_path / "viz").mkdir()
+    (tmp_path / "viz" / "b.py").write_text("x = 1\n")
+    assert lesson(11).lines_of_code(tmp_path, ("viz",)) == 3
+    assert lesson(11).lines_of_code(tmp_path) == 4
+
+
+def test_the_backends_and_the_default():
+    from tinygrad import Device
+    it = lesson(11)
+    assert {"CPU", "CL", "CUDA", "METAL", "WEBGPU", "AMD", "NV", "QCOM", "HIP", "DSP"} == set(
+        it.backends())
+    assert "GPU" not in it.backends() and Device.DEFAULT in ("TGX", *it.backends())
+
+
+def test_the_map_of_tinygrads_files_leads_somewhere():
+    it = lesson(11)
+    for rows in it.MAP.values():
+        for path, text in rows:
+            assert it.find(path, text) > 0, (path, text)
+    assert all(it.find(path, "") == -1 for path in it.GONE)
+    assert it.find("nn/optim.py", "AdaGrad") == 0
+
+
+def test_micrograds_parts_are_found_in_tinygrad():
+    it = lesson(11)
+    assert len(it.BRIDGE) == 7
+    for old, _, there in it.BRIDGE:
+        assert there(), old
+    assert it.find("tensor.py", "grad_fn") == 0 and it.find("uop/ops.py", "class LazyBuffer") == 0
+
+
 # ---- 12: the bridge ------------------------------------------------------------------------------
 
 needs_torch = pytest.mark.skipif(lesson(12).torch is None, reason="PyTorch is not installed")
