@@ -170,12 +170,36 @@ def test_without_graphviz_the_error_says_what_to_install(monkeypatch: pytest.Mon
 # **** the pictures' contents ****
 
 
-def test_one_buffer_with_several_readers_is_named_once() -> None:
+def test_a_training_step_stands_in_lanes() -> None:
     p = picture.picture(traces.mlp_step())
+    assert p.places is not None
+    at = {b.title: p.places.at[b.key] for b in p.boxes}
+    assert [t for t, _ in p.places.lanes] == ["data", "forward ↓", "backward ↑", "optimizer"]
+    lane = {b.title: b.tone for b in p.boxes}
+    x = {tone: {at[t][0] for t in at if lane[t] == tone} for tone in ("forward", "backward")}
+    assert max(x["forward"]) < min(x["backward"])
+    down = [at[t][1] for t in ("linear + bias + relu", "linear + bias")]
+    up = [at[t][1] for t in ("∂w2 = hᵀ·∂z", "∂w1 = xᵀ·∂h")]
+    assert down == sorted(down) and up == sorted(up, reverse=True)
+    centres = list(p.places.at.values())
+    assert len(set(centres)) == len(centres)
+
+
+def test_a_kernel_says_what_it_stores_and_why() -> None:
+    p = picture.picture(traces.mlp_step())
+    (box,) = [b for b in p.boxes if b.key == "k0"]
+    assert box.small[-1] == "⟂ readers walk it differently · 32.8 kB"
+    assert "walk it in different orders" in box.tooltip
+    edges = [e for e in p.edges if e.source == "k0"]
+    assert len(edges) > 1 and not [e.label for e in edges if e.label]
+    assert all("walk it in different orders" in e.tooltip for e in edges)
+
+
+def test_without_its_gradients_a_buffer_is_named_once() -> None:
+    p = picture.picture(traces.mlp_step(), focus=0, limit=3)
     labels = [e.label for e in p.edges if e.source == "k0"]
     assert labels[0].startswith("h · 32.8 kB\n⟂ readers walk it differently")
-    assert labels[1:] == ["", ""]
-    assert all("walk it in different orders" in e.tooltip for e in p.edges if e.source == "k0")
+    assert labels[1:] == [""] * len(labels[1:])
 
 
 def test_a_log_without_buffers_is_drawn_in_launch_order() -> None:
@@ -319,7 +343,7 @@ def test_a_page_too_big_leaves_rewrites_out_and_says_so() -> None:
     assert sum(map(len, cut.values())) < sum(map(len, whole.values()))
     core = unpack(cut["core"])
     assert "left out of this page" in core["env"]["missing"][-1]
-    assert "rp0" not in cut and len(unpack(whole["rp0"])["passes"][0]["steps"]) == 80_000
+    assert "rp0" not in cut and len(unpack(whole["rp0"])["passes"][0]["delta"]) == 80_000
     assert unpack(whole["p0"])["code"] and unpack(cut["p0"])["uops"]["n"] == 5000
 
 

@@ -140,11 +140,11 @@ def kernel_levels(trace: Trace, schedule: int, limit: int = LIMIT) -> Group:
     updates = [k for k in kernels if k.phase == "optimizer"]
     if len(updates) <= FEW_UPDATES or len(updates) == len(kernels):
         return Group(name, s.kernels)
-    layers: dict[str, list[int]] = {}
+    layers: dict[str, list[Kernel]] = {}
     for k in updates:
-        layers.setdefault(_layer(k.name), []).append(k.id)
+        layers.setdefault(_layer(k.name), []).append(k)
     whole = [Group(k.name, (k.id,)) for k in kernels if k.phase != "optimizer"]
-    parts = [Group(layer, tuple(ids)) for layer, ids in layers.items()]
+    parts = [Group(_update(layer, ks), tuple(k.id for k in ks)) for layer, ks in layers.items()]
     return Group(name, s.kernels, (*whole, *parts))
 
 
@@ -154,10 +154,16 @@ more than these."""
 
 
 def _layer(name: str) -> str:
-    """`adam m: layer1.weight` updates `adam: layer1`."""
-    update, colon, parameter = name.partition(": ")
-    layer = parameter.rpartition(".")[0] or parameter
-    return f"{update.split()[0]}: {layer}" if colon else name
+    """`adam m: layer1.weight` and `store: layer1.bias` update `layer1`."""
+    parameter = name.partition(": ")[2]
+    return parameter.rpartition(".")[0] or parameter or name
+
+
+def _update(layer: str, kernels: Sequence[Kernel]) -> str:
+    """What a layer's updates are called together: `adam: layer1`."""
+    words = [k.name.partition(": ") for k in kernels]
+    update = next((w[0].split()[0] for w in words if w[1] and w[0] != "store"), "store")
+    return f"{update}: {layer}" if words[0][1] else layer
 
 
 KERNEL_PREFER = 20

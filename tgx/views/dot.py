@@ -12,6 +12,7 @@ from html import escape
 from tgx.model import Trace
 from tgx.views import words
 from tgx.views.colours import MARK_WORDS, MARKS, TONES
+from tgx.views.lanes import Places
 from tgx.views.picture import Box, Edge, Picture, picture
 
 # kind -> graphviz shape, its style, and a character like it for the legend
@@ -43,17 +44,21 @@ def render(trace: Trace, what: str = "schedule", **choices: object) -> str:
 
 def to_dot(p: Picture) -> str:
     """A picture as dot, whatever it shows."""
-    splines = "polyline" if len(p.boxes) > 30 else "true"
+    splines = "polyline" if len(p.boxes) > 30 and not p.places else "true"
     out = [
         "digraph tgx {",
-        f"  graph [{BOUNDS} splines={splines} rankdir={'TB' if p.down else 'LR'} ranksep=0.45"
+        f"  graph [{'layout=neato' if p.places else BOUNDS} splines={splines} ranksep=0.45"
         f" nodesep=0.3 fontname={quote(FONT)} fontsize=11 labelloc=t labeljust=l bgcolor=white"
         f" label={_title(p)}];",
         f"  node [fontname={quote(FONT)} fontsize=11 penwidth=1 margin={quote('0.14,0.07')}];",
         f"  edge [fontname={quote(FONT)} fontsize=9 color={quote('#57606a')}"
         f" fontcolor={quote('#3d444d')} arrowsize=0.7];",
     ]
-    out += [_box(b) for b in p.boxes]
+    out += [_box(b, p.places) for b in p.boxes]
+    if p.places:
+        out += [f"  {quote('lane ' + title)} [shape=plain fontcolor={quote('#57606a')}"
+                f" label=<<b>{html(title)}</b>> pos={quote(_place(x, -30))}];"
+                for title, x in p.places.lanes]
     out += [_edge(e) for e in p.edges]
     if p.rows:
         out.append(_chart(p))
@@ -88,7 +93,12 @@ def _label(title: str, small: tuple[str, ...]) -> str:
     return f'<<font point-size="11">{html(title) or " "}</font>{rows}>'
 
 
-def _box(b: Box) -> str:
+def _place(x: float, y: float) -> str:
+    """Points, y downwards, as graphviz wants a fixed place: inches, y upwards."""
+    return f"{x / 72:.3f},{-y / 72:.3f}!"
+
+
+def _box(b: Box, places: Places | None = None) -> str:
     shape, style, _ = SHAPES.get(b.kind, SHAPES["kernel"])
     fill, ink = TONES.get(b.tone, TONES[""])
     border, line_style, width = MARKS[b.mark]
@@ -96,7 +106,8 @@ def _box(b: Box) -> str:
     return (
         f"  {quote(b.key)} [label={_label(b.title, b.small)} shape={shape} style={quote(style)}"
         f" fillcolor={quote(fill)} fontcolor={quote(ink)} color={quote(border)} penwidth={width}"
-        f" tooltip={_tip(b.tooltip or b.title)}];"
+        f" tooltip={_tip(b.tooltip or b.title)}"
+        + (f" pos={quote(_place(*places.at[b.key]))}" if places else "") + "];"
     )
 
 
@@ -105,6 +116,8 @@ def _edge(e: Edge) -> str:
         "data": "",
         "boundary": f" penwidth=1.6 color={quote('#1b1f24')}",
         "order": f" style=dotted color={quote('#8c959f')}",
+        "of": f" style=dotted color={quote('#b24a00')} arrowhead=odot constraint=false",
+        "gradient": f" color={quote('#b24a00')} fontcolor={quote('#7a3200')}",
     }[e.kind]
     label = f" label=<{html(e.label)}>" if e.label else ""
     tip = f" tooltip={_tip(e.tooltip)} labeltooltip={_tip(e.tooltip)}" if e.tooltip else ""
@@ -131,10 +144,23 @@ def _legend(p: Picture) -> list[str]:
         rows.append(_row('<td align="center"><b>⟂</b></td>', why))
     if any(e.kind == "order" for e in p.edges):
         rows.append(_row('<td align="center">┈</td>', "runs after"))
+    if any(e.kind == "of" for e in p.edges):
+        rows.append(_row('<td align="center">┈○</td>', "is the gradient of"))
+    if any(e.kind == "gradient" for e in p.edges):
+        colour = '<font color="#b24a00"><b>→</b></font>'
+        rows.append(_row(f'<td align="center">{colour}</td>', "times the derivative on the edge"))
     if not rows:
         return []
     table = ('<table border="0" cellborder="0" cellspacing="2" cellpadding="1">'
              f'{"".join(rows)}</table>')
+    if p.places:
+        xs = [x for x, _ in p.places.at.values()]
+        x = (min(xs) + max(xs)) / 2
+        y = max(y for _, y in p.places.at.values()) + 60
+        flat = "<td>   </td>".join(row[4:-5] for row in rows)
+        table = ('<table border="0" cellborder="0" cellspacing="2" cellpadding="1">'
+                 f"<tr>{flat}</tr></table>")
+        return [f"  legend [shape=plain fontsize=9 label=<{table}> pos={quote(_place(x, y))}];"]
     return ["  subgraph cluster_legend {", "    label=legend; labeljust=l; fontsize=9;"
             f" color={quote('#d0d7de')};",
             f"    legend [shape=plain fontsize=9 label=<{table}>];", "  }"]

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tgx.errors import BadInput
-from tgx.model import Boundary, Buffer, Graph, Kernel, Node, Pass, Trace
+from tgx.model import Boundary, Buffer, Graph, Kernel, Node, Pass, Schedule, Trace
 from tgx.passes import cluster, collapse, costs, select, uops
-from tgx.views import words
+from tgx.views import lanes, words
+from tgx.views.lanes import Places
 
 LIMIT = cluster.LIMIT
 
@@ -39,12 +40,12 @@ class Box:
     tone: str = ""
     tooltip: str = ""
     mark: str = ""  # "", "changed", "added", "removed", "chosen"
-    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """An arrow. ``kind`` is "data", "boundary" (it carries a reason) or "order"."""
+    """An arrow. ``kind`` is "data", "boundary" (it carries a reason), "order", "gradient" (of a
+    backward walk: it carries a derivative) or "of" (from a gradient to what it is of)."""
 
     source: str
     target: str
@@ -63,7 +64,7 @@ class Picture:
     legend: tuple[tuple[str, str, str], ...] = ()  # (kind, tone, what it means)
     notes: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()  # of the memory picture, which is a chart
-    down: bool = True
+    places: Places | None = None  # of a training step, whose boxes have their places
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,24 +170,99 @@ def schedule(
         part = select.around(part, focus, 3, limit)
         notes.append(f"{words.plural(len(part.kernels), 'kernel')} of {count:,}: those around "
                      f"{trace.kernel(focus).name}")
-    elif count > limit:
+    else:
         part = collapse.collapse_to(trace, s.id, limit)
-        notes.append(f"{words.plural(count, 'kernel')} drawn as {len(part.kernels)} groups, by the "
-                     "source lines they come from")
+        if count > limit:
+            notes.append(f"{words.plural(count, 'kernel')} drawn as {len(part.kernels)} groups, by "
+                         "the source lines they come from")
+        elif len(part.kernels) < count:
+            notes.append(f"{words.plural(count, 'kernel')}, the optimizer's drawn as one for each "
+                         "layer")
     part = costs.attach(part)
     tone = _tone(part, colour)
     boxes = [
         kernel_box(part, k, tone(k), "chosen" if k.id == focus else "") for k in part.kernels
     ]
     grouped = any(k.kind == "graph" for k in part.kernels)  # what goes between them is enough then
-    edges, outside = _buffer_edges(part, 0 if grouped else limit - len(boxes))
+    train = {"forward", "backward"} <= {k.phase for k in part.kernels} and focus == -1
+    room = 2 * len(part.buffers) if train else 0 if grouped else limit - len(boxes)
+    edges, outside = _buffer_edges(part, room)
     if len(boxes) > 1 and not edges:
         return debug(trace, s.id, limit, colour)
+    if train:
+        return _in_lanes(part, s, boxes, edges, outside, limit, colour, notes)
     boxes += outside
+    title = _title(trace, s, count)
+    return Picture(title, tuple(boxes), edges, _legend(boxes, colour), tuple(notes))
+
+
+def _title(trace: Trace, s: Schedule, count: int) -> str:
     name = s.name or (f"jit {s.jit}" if s.jit else f"schedule {s.id}")
     place = trace.place(s.frame)
-    title = f"{name}{f', realized at {place}' if place else ''}: {words.plural(count, 'kernel')}"
-    return Picture(title, tuple(boxes), edges, _legend(boxes, colour), tuple(notes))
+    where = f", realized at {place}" if place and place not in name else ""
+    return f"{name}{where}: {words.plural(count, 'kernel')}"
+
+
+def _in_lanes(
+    part: Trace, s: Schedule, boxes: Sequence[Box], edges: Sequence[Edge],
+    outside: Sequence[Box], limit: int, colour: str, notes: Sequence[str],
+) -> Picture:
+    """A training step: forward, backward and optimizer side by side. A kernel's box says what it
+    stores and why; of the buffers from outside only those are drawn that no kernel changes."""
+    kernels = {f"k{k.id}": k for k in part.kernels}
+    forward = {o: key for key, k in kernels.items() if k.phase == "forward" for o in k.origins}
+    reasons: dict[int, list[Boundary]] = {}
+    for b in part.boundaries:
+        if b.buffer != -1:
+            reasons.setdefault(b.source, []).append(b)
+    written = {b for k in part.kernels for b in k.writes}
+    kept = [box for box in outside if box.key[0] == "b" and int(box.key[1:]) not in written
+            and any(e.source == box.key and kernels[e.target].phase == "forward" for e in edges)
+            and part.buffer(int(box.key[1:])).name][: max(0, limit - len(boxes))]
+    told = []
+    for box in boxes:
+        why = reasons.get(kernels[box.key].id, []) if box.kind != "graph" else []
+        line = (f"⟂ {words.line(why[0].brief, 32)} · "
+                f"{words.size(part.buffer(why[0].buffer).nbytes)}",) if why else ()
+        tip = [box.tooltip, *(b.because for b in why)]
+        told.append(replace(box, title=words.line(box.title, 40), small=(*box.small, *line),
+                            tooltip="\n".join(tip)))
+    all_boxes = (*told, *kept)
+    shown = {box.key for box in all_boxes}
+    lit = {k.key for k in kept}
+    phase = {box.key: kernels[box.key].phase if box.key in kernels else "" for box in all_boxes}
+    arrows = tuple(  # from lane to lane they are drawn lighter
+        replace(e, label="", kind=e.kind if phase[e.source] == phase[e.target] else "data")
+        for e in edges
+        if e.source in shown and e.target in shown
+        and (e.source not in lit or phase[e.target] == "forward")
+    )
+    items = [lanes.Item(b.key, phase[b.key] or "data", *_size(b),
+                        _anchors(part, kernels[b.key].origins, forward)
+                        if phase[b.key] == "backward" else ())
+             for b in all_boxes]
+    places = lanes.place(items, [(e.source, e.target) for e in arrows])
+    count = len(s.kernels)
+    return Picture(_title(part, s, count), all_boxes, arrows, _legend(all_boxes, colour),
+                   tuple(notes), places=places)
+
+
+def _anchors(
+    trace: Trace, origins: Iterable[int], forward: dict[int, str]
+) -> tuple[str, ...]:
+    """The forward boxes a gradient belongs beside: those whose operations it differentiates."""
+    votes: dict[str, int] = {}
+    for o in origins:
+        key = forward.get(trace.origin(o).forward)
+        if key is not None:
+            votes[key] = votes.get(key, 0) + 1
+    return tuple(sorted(votes, key=lambda key: -votes[key]))
+
+
+def _size(b: Box) -> tuple[float, float]:
+    """About the points a box takes: graphviz measures its own fonts later."""
+    width = max(len(b.title) * 5.9, *(len(t) * 4.5 for t in b.small), 30.0) + 22
+    return width, 26 + 10.5 * len(b.small)
 
 
 def _first_schedule(trace: Trace) -> int:
@@ -285,7 +361,8 @@ def debug(trace: Trace, id: int = -1, limit: int = LIMIT, colour: str = "phase")
     boxes = tuple(kernel_box(part, known[k], tone(known[k])) for k in ids)
     edges = tuple(Edge(a.key, b.key, kind="order") for a, b in pairwise(boxes))
     title = f"{trace.environment.program or 'trace'}: {words.plural(len(ids), 'kernel')}"
-    return Picture(title, boxes, edges, _legend(boxes, colour), tuple(notes))
+    places = lanes.columns([lanes.Item(b.key, "", *_size(b)) for b in boxes])
+    return Picture(title, boxes, edges, _legend(boxes, colour), tuple(notes), places=places)
 
 
 # **** lazy graph, a kernel's UOps ****
@@ -356,8 +433,36 @@ def nodes(
             if q != p:
                 pair = (boxes[q].key, boxes[p].key)
                 edges[pair] = edges.get(pair, 0) + 1
-    arrows = tuple(Edge(a, b, f"×{n}" if n > 1 else "") for (a, b), n in edges.items())
-    return Picture(title, tuple(boxes), arrows, _legend(boxes, "phase"), tuple(notes))
+    places = None
+    if graph.kind == "lazy" and level.parts and {"forward", "backward"} <= {b.tone for b in boxes}:
+        places = _node_lanes(trace, graph, parts, boxes, edges)
+    arrows = tuple(
+        Edge(a, b, f"×{n}" if n > 1 and not places else "") for (a, b), n in edges.items()
+    )
+    return Picture(title, tuple(boxes), arrows, _legend(boxes, "phase"), tuple(notes),
+                   places=places)
+
+
+def _node_lanes(
+    trace: Trace, graph: Graph, parts: Sequence[cluster.Group], boxes: Sequence[Box],
+    edges: Iterable[tuple[str, str]],
+) -> Places:
+    """A Tensor graph that trains, in lanes as its kernels are."""
+    origins = {b.key: [o for i in part.members for o in graph[i].origins]
+               for b, part in zip(boxes, parts, strict=True)}
+    lane = {}
+    for box, part in zip(boxes, parts, strict=True):
+        sorts = {cluster.sort_of(graph[i]) for i in part.members}
+        given = not sorts & {"arithmetic", "reduce"} and any(
+            graph.ops[i] == "PARAM" for i in part.members)
+        end = "optimizer" if box.kind == "control" else "data"
+        lane[box.key] = "data" if given else box.tone or end
+    forward = {o: key for key, own in origins.items() if lane[key] == "forward" for o in own}
+    return lanes.place([
+        lanes.Item(b.key, lane[b.key], *_size(b), _anchors(trace, origins[b.key], forward)
+                   if lane[b.key] == "backward" else ())
+        for b in boxes
+    ], list(edges))
 
 
 def neighbourhood(graph: Graph, focus: int, limit: int = LIMIT) -> list[int]:

@@ -273,7 +273,7 @@ function nodeLanes(graph, children, boxes) {
   const forward = new Map();
   children.forEach((child, c) => {
     const ids = members(child);
-    boxes[c].lane = ids.some((i) => graph.op(i) === "PARAM") ? "data" : boxes[c].tone || (boxes[c].kind === "control" ? "optimizer" : "data");
+    boxes[c].lane = ids.some((i) => graph.op(i) === "PARAM") && !ids.some((i) => ["arithmetic", "reduce"].includes(graph.sort(i))) ? "data" : boxes[c].tone || (boxes[c].kind === "control" ? "optimizer" : "data");
     if (boxes[c].lane === "forward") for (const i of ids) for (const o of graph.origins(i)) if (!forward.has(o)) forward.set(o, c);
   });
   boxes.forEach((b, c) => {
