@@ -25,6 +25,7 @@ from tgx.bench.driver import (
     worker_environment,
 )
 from tgx.bench.report import tables
+from tgx.cli import main
 from tgx.errors import BadInput
 
 # A worker without a framework: takes `step` seconds a step, by its own account.
@@ -223,3 +224,18 @@ def test_losses_may_drift_apart_as_training_goes_on() -> None:
     assert disagreements({"a": [1.0, 1.0, 1.0], "b": [1.0, 1.0, 1.012]}, growth=2.0) == []
     assert disagreements({"a": [1.0, 1.0, 1.0], "b": [1.0, 1.0, 1.012]}) != []
     assert disagreements({"a": [1.0, 1.0], "b": [1.012, 1.0]}, growth=2.0) != []
+
+
+def test_a_kept_report_is_printed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "bench.json"
+    bench_command = ["bench", "--only", "mlp-infer-1", "--contenders", "tgx", "--quick"]
+    assert main([*bench_command, "-o", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert main(["bench", "--show", str(report)]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["bench", "--show", str(report), "--markdown"]) == 0
+    tables = capsys.readouterr().out
+    assert "### ms: median (minimum)\n\n|  | TGX |\n| --- | --- |\n| mlp-infer-1 | " in tables
+    report.write_text('{"schema": 99}')
+    assert main(["bench", "--show", str(report)]) == 2
+    assert "a report of tgx bench" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tgx.commands.common import Options, add_json, print_json, print_table
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="MNIST's idx files, for the epoch")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: print a kept one")
+    parser.add_argument("--markdown", action="store_true", help="tables for a pull request")
     add_json(parser)
 
 
@@ -30,9 +33,11 @@ def run(options: Options) -> int:
 
     from tgx.bench.cases import choose
     from tgx.bench.driver import CONTENDERS, NORMAL, QUICK, bench
-    from tgx.bench.report import tables
     from tgx.errors import BadInput
 
+    if options.show:
+        show(options, kept(options.show))
+        return 0
     cases = choose(options.only, options.quick, options.all)
     if not cases:
         raise BadInput(f"--only {options.only}", "a case's name or part", "tgx bench --list")
@@ -55,17 +60,42 @@ def run(options: Options) -> int:
     )
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
+    show(options, report)
+    return 0 if all(case["agree"] for case in report["cases"]) else 1
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """A report that `-o` wrote."""
+    from tgx.bench.driver import SCHEMA
+    from tgx.errors import BadInput
+
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {error}", "a file that tgx bench -o wrote") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA or "cases" not in report:
+        raise BadInput(f"{path}", f"a report of tgx bench, schema {SCHEMA}", "tgx bench -o FILE")
+    return report
+
+
+def show(options: Options, report: dict[str, Any]) -> None:
+    from tgx.bench.report import tables
+
     if options.json:
         print_json(report)
-    else:
-        print(f"{report['cpu']}, {report['threads']} threads")
-        for contender in report["contenders"]:
-            told = contender["what"] or f"not measured: {contender['missing']}"
-            print(f"  {contender['name']}: {told}")
-        for title, heads, rows in tables(report):
-            if rows:
-                print(f"\n{title}")
-                print_table(heads, rows)
-        for note in report["notes"]:
-            print(f"\nnote: {note}")
-    return 0 if all(case["agree"] for case in report["cases"]) else 1
+        return
+    print(f"{report['cpu']}, {report['threads']} threads" + "\n" * options.markdown)
+    for contender in report["contenders"]:
+        told = contender["what"] or f"not measured: {contender['missing']}"
+        print(f"{'* ' if options.markdown else '  '}{contender['name']}: {told}")
+    for title, heads, rows in tables(report):
+        if rows and options.markdown:
+            lines = [heads, ["---"] * len(heads), *rows]
+            print(f"\n### {title}\n")
+            for line in lines:
+                print("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |")
+        elif rows:
+            print(f"\n{title}")
+            print_table(heads, rows)
+    for note in report["notes"]:
+        print(f"\nnote: {note}")
