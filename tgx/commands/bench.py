@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="MNIST's idx files, for the epoch")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: print a kept one")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print a kept report again")
     parser.add_argument("--markdown", action="store_true", help="tables for a pull request")
     add_json(parser)
 
