@@ -22,6 +22,7 @@ from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, ProgramInfo, UOp, 
 from tgx.devices.emit import emit
 from tgx.devices.nest import Miss, Nest
 from tgx.devices.plan import Machine, Plan, plan
+from tgx.devices.points import is_variable
 from tgx.devices.record import MARK, PathRecord
 from tgx.devices.recover import recover
 
@@ -108,6 +109,12 @@ def estimates(nest: Nest) -> Estimates:
     return sum((estimates(p) for p in nest.parts), own)
 
 
+def variables(ast: UOp) -> list[UOp]:
+    """The variables of a kernel, by name."""
+    found = {x.expr: x for x in ast.toposort() if is_variable(x)}
+    return [found[name] for name in sorted(found)]
+
+
 def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
     """The little kernel: every input read once, the IR, the output written once."""
     params = {
@@ -128,6 +135,11 @@ def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
         if plan.chunks > 1
         else ()
     )
+    # a variable that is left is an index's; the IR finds them in this order, after the buffers
+    symbols = tuple(
+        UOp.variable(x.expr, int(x.vmin), int(x.vmax), dtypes.int, param=True)
+        for x in variables(k.ast)
+    )
     # buffers that recovery proved unused are still arguments of the call: keep them mentioned
     unused = tuple(
         p.index(zero).load()
@@ -135,7 +147,7 @@ def finished(k: Scheduler, name: str, plan: Plan, text: str) -> Finished:
         if s not in inputs and s != plan.nest.store.slot
     )
     out = params[plan.nest.store.slot]
-    code = UOp(Ops.CUSTOM, out.dtype, loads + unused + chunk, text)
+    code = UOp(Ops.CUSTOM, out.dtype, loads + unused + symbols + chunk, text)
     sink = UOp.sink(
         out.index(zero).store(code), arg=KernelInfo(name=name, estimates=estimates(plan.nest))
     )
@@ -161,7 +173,8 @@ def optimize(k: Scheduler, machine: Machine) -> Finished:
     )
     record = PathRecord("tile", tile=str(chosen), nest=str(chosen.nest)[:2000])
     function = KernelInfo(name=name).function_name
-    return finished(k, name, chosen, record.line() + "\n" + emit(chosen, function, slots))
+    names = tuple(x.expr for x in variables(k.ast))
+    return finished(k, name, chosen, record.line() + "\n" + emit(chosen, function, slots, names))
 
 
 def text_of(uops: list[UOp]) -> str | None:

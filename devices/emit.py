@@ -30,8 +30,10 @@ from tgx.devices.writer import TYPES, Block, Scope, Value, identity, memory, spl
 class Emitter(Values):
     """Loops around tiles."""
 
-    def __init__(self, plan: Plan, name: str, slots: tuple[int, ...]) -> None:
-        super().__init__(plan, name)
+    def __init__(
+        self, plan: Plan, name: str, slots: tuple[int, ...], variables: tuple[str, ...]
+    ) -> None:
+        super().__init__(plan, name, variables)
         self.slots = slots
 
     def run(self) -> str:
@@ -618,6 +620,12 @@ class Emitter(Values):
                 f"  %p{s} = load ptr, ptr %a{s}",
             ]
         given = ", ".join(f"ptr %p{s}" for s in self.slots)
+        for i in range(len(self.variables)):
+            params, given = f"{params}, i64 %n{i}", f"{given}, i64 %n{i}"
+            entry += [
+                f"  %w{i} = getelementptr i64, ptr %args, i64 {len(self.slots) + i}",
+                f"  %n{i} = load i64, ptr %w{i}",
+            ]
         entry += [f"  call void @{self.name}.body({given}, i64 %chunk)", "  ret void", "}"]
         body = [
             f"define internal void @{self.name}.body({params}, i64 %chunk) noinline nounwind {{",
@@ -661,6 +669,7 @@ def zero_where(node: Node, mask: Mask) -> bool:
 DIVIDES = {"reciprocal", "fdiv", "log2", "pow"}  # what makes infinity of a zero
 
 
-def emit(plan: Plan, name: str, slots: tuple[int, ...]) -> str:
-    """The LLVM IR of a plan: `void name(ptr args, i64 chunk)`."""
-    return Emitter(plan, name, slots).run()
+def emit(plan: Plan, name: str, slots: tuple[int, ...], variables: tuple[str, ...] = ()) -> str:
+    """The LLVM IR of a plan: `void name(ptr args, i64 chunk)`. `args` are the buffers' addresses,
+    then the variables."""
+    return Emitter(plan, name, slots, variables).run()

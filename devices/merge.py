@@ -46,7 +46,7 @@ def merge(nest: Nest, hi: str, lo: str) -> Nest | None:
 
         def access(a: Access) -> Access:
             coefs = {k: v for k, v in a.index.terms if k != hi}
-            return replace(a, index=Affine.of(a.index.const, coefs), masks=masks(a.masks))
+            return replace(a, index=a.index.over(coefs), masks=masks(a.masks))
 
         done: dict[Node, Node] = {}
         for v in nest.value.walk():
@@ -54,7 +54,7 @@ def merge(nest: Nest, hi: str, lo: str) -> Nest | None:
             if v.op == "load":
                 arg = access(arg)
             elif v.op == "index":
-                arg = Affine.of(arg.const, {k: c for k, c in arg.terms if k != hi})
+                arg = arg.over({k: c for k, c in arg.terms if k != hi})
             elif v.op == "mask":
                 arg = masks(arg)
             done[v] = Node(v.op, v.dtype, tuple(done[s] for s in v.src), arg)
@@ -120,7 +120,7 @@ def cut(nest: Nest, axis: Axis, n: int) -> Nest:
     hi = Axis(axis.name + "b", axis.size // n, axis.out)
 
     def index(i: Affine) -> Affine:
-        return Affine.of(i.const, {**i.coefs, hi.name: n * i[axis.name]})
+        return i.over({**i.coefs, hi.name: n * i[axis.name]})
 
     done: dict[Node, Node] = {}
     for v in nest.value.walk():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Affine:
-    """const + sum of coefficient * axis."""
+    """const + sum of coefficient * axis, and of coefficient * a variable that a call brings."""
 
     const: int = 0
     terms: tuple[tuple[str, int], ...] = ()
+    variables: tuple[tuple[str, int], ...] = ()
 
     @functools.cached_property
     def coefs(self) -> dict[str, int]:
@@ -43,12 +44,16 @@ class Affine:
         return self.coefs.get(axis, 0)
 
     def __str__(self) -> str:
-        words = [f"{c}*{a}" if c != 1 else a for a, c in self.terms]
+        words = [f"{c}*{a}" if c != 1 else a for a, c in self.variables + self.terms]
         return " + ".join(words + ([str(self.const)] if self.const or not words else []))
 
     @staticmethod
     def of(const: int, coefs: dict[str, int]) -> Affine:
-        return Affine(const, tuple(sorted((a, c) for a, c in coefs.items() if c)))
+        return Affine(const).over(coefs)
+
+    def over(self, coefs: dict[str, int]) -> Affine:
+        """The same start, and other axes."""
+        return replace(self, terms=tuple(sorted((a, c) for a, c in coefs.items() if c)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from tinygrad.dtype import dtypes
+from tinygrad.dtype import AddrSpace, dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from tgx.devices.nest import Miss
@@ -74,15 +74,21 @@ def ranges(*us: UOp) -> list[UOp]:
 
 @functools.cache
 def is_index(u: UOp) -> bool:
-    """Made of ranges and constants only: known before the kernel runs."""
+    """Made of ranges, variables and constants only: known before the kernel runs."""
     return not any(
         x.op in (Ops.INDEX, Ops.PARAM, Ops.BUFFER, Ops.REDUCE, Ops.LOAD, Ops.SPECIAL)
+        and not is_variable(x)
         for x in u.toposort()
     )
 
 
+def is_variable(u: UOp) -> bool:
+    """A number that comes with each call: which row of a data set, how long a sequence."""
+    return u.op is Ops.PARAM and u.addrspace is AddrSpace.ALU
+
+
 def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
-    """An index as constant + coefficients of plain ranges + the terms that are neither."""
+    """An index as constant + coefficients of plain ranges and variables + what is neither."""
     const, coefs, rest = 0, {}, []  # type: ignore[var-annotated]
     todo = [(u, 1)]
     while todo:
@@ -91,7 +97,7 @@ def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
             todo += [(s, scale) for s in x.src]
         elif x.op is Ops.CONST:
             const += scale * int(x.val)
-        elif x.op is Ops.RANGE:
+        elif x.op is Ops.RANGE or is_variable(x):
             coefs[x] = coefs.get(x, 0) + scale
         elif x.op is Ops.MUL and x.src[1].op is Ops.CONST:
             todo.append((x.src[0], scale * int(x.src[1].val)))

@@ -33,6 +33,7 @@ from tgx.devices.points import (
     conjuncts,
     evaluate,
     is_index,
+    is_variable,
     ranges,
     split_terms,
     tie,
@@ -272,8 +273,8 @@ def unwrap(kernel: Kernel) -> Kernel:
                 if not len(part):
                     raise Miss("an access has no valid point")
                 low, high = low + int(part.min()), high + int(part.max())
-            low += sum(min(0, c * int(r.vmax)) for r, c in coefs.items())
-            high += sum(max(0, c * int(r.vmax)) for r, c in coefs.items())
+            least, most = extremes(coefs)
+            low, high = low + least, high + most
             if (q := low // size) == high // size:
                 inner[m] = (
                     UOp.const(q, dtypes.weakint) if m.op is Ops.FLOORDIV else m.src[0] + (-q * size)
@@ -432,9 +433,9 @@ class Builder:
                 for a, v in more.items():
                     coefs[a] = coefs.get(a, 0) + v
                 bent.add(gi)
-        low = const + sum(min(0, c * int(a.vmax)) for a, c in coefs.items())
-        high = const + sum(max(0, c * int(a.vmax)) for a, c in coefs.items())
-        inbounds = low >= 0 and high < buf.max_numel()
+        least, most = extremes(coefs)
+        inbounds = const + least >= 0 and const + most < buf.max_numel()
+        axes = {a: c for a, c in coefs.items() if c and not is_variable(a)}
         masks = []
         for gi, group in enumerate(self.groups):
             table = group.table(self.within(group, gates))
@@ -444,14 +445,17 @@ class Builder:
             if mask.implied:
                 # A gate of the whole sum is no business of a load that is safe without it. And for
                 # its safety only the axes count that move it.
-                mask = narrowed(mask, {self.names[a] for a, c in coefs.items() if c})
+                mask = narrowed(mask, {self.names[a] for a in axes})
             if not mask.table.all() and not (mask.implied and inbounds):
                 masks.append(mask)
         return Access(
             buf.arg.slot,
             buf.dtype,
             int(buf.max_numel()),
-            Affine.of(const, {self.names[a]: c for a, c in coefs.items()}),
+            replace(
+                Affine.of(const, {self.names[a]: c for a, c in axes.items()}),
+                variables=tuple(sorted((a.expr, c) for a, c in coefs.items() if is_variable(a))),
+            ),
             tuple(masks),
         )
 
@@ -477,6 +481,8 @@ class Builder:
             raise Miss(f"dtype {dtype.name}")
         if u.op is Ops.INDEX:
             return Node("load", dtype, arg=self.access(u, inside))
+        if is_variable(u):
+            raise Miss("a variable is used as a value")
         if u.op is Ops.RANGE:
             return Node("index", dtype, arg=Affine(0, ((self.names[u], 1),)))
         if u in self.others:
@@ -557,6 +563,12 @@ class Builder:
         return nest
 
 
+def extremes(coefs: dict[UOp, int]) -> tuple[int, int]:
+    """The least and the most that a sum of coefficient * range or variable can be."""
+    ends = [(c * int(a.vmin), c * int(a.vmax)) for a, c in coefs.items()]
+    return sum(map(min, ends)), sum(map(max, ends))
+
+
 def narrowed(mask: Mask, axes: set[str]) -> Mask:
     """The mask over some of its axes: true where it holds for some point of the others."""
     drop = tuple(i for i, a in enumerate(mask.axes) if a not in axes)
@@ -605,8 +617,6 @@ def kernel_of(ast: UOp) -> Kernel:
             Ops.LOAD,
         ):
             raise Miss(f"op {x.op.name}")
-        if x.op is Ops.PARAM and x.addrspace is AddrSpace.ALU:
-            raise Miss("a symbolic variable")
         if x.op is Ops.RANGE and x.arg[-1] not in (AxisType.WEAK, AxisType.REDUCE, AxisType.LOOP):
             raise Miss(f"an axis of kind {x.arg[-1].name}")
         if x.op is Ops.RANGE and (x.dtype is dtypes.void or x.src[0].op is not Ops.CONST):

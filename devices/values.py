@@ -36,8 +36,9 @@ from tgx.devices.writer import (
 class Values(Writer):
     """A Writer that knows the nest: what every node is worth at a place in it."""
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: Plan, name: str, variables: tuple[str, ...] = ()) -> None:
         super().__init__(name)
+        self.variables = variables
         self.plan, self.nest = plan, plan.nest
         self.deps = dependence(self.nest)
         self.red, self.body = self.nest.reduction, body_of(self.nest)
@@ -82,10 +83,16 @@ class Values(Writer):
             if scope.at[axis].base is not None:
                 parts.append(self.let(f"mul nsw i64 {scope.at[axis].base}, {coef}"))
             const += coef * self.offset_of(axis, scope)
+        for variable, coef in index.variables:
+            parts.append(self.let(f"mul nsw i64 {self.variable(variable)}, {coef}"))
         total = "0"
         for i, part in enumerate(parts):
             total = part if i == 0 else self.let(f"add nsw i64 {total}, {part}")
         return total, const
+
+    def variable(self, name: str) -> str:
+        """A variable's value: the entry passes them on in the order of `variables`."""
+        return f"%n{self.variables.index(name)}"
 
     def pointer(self, access: Access, scope: Scope, extra: int = 0) -> str:
         return self.place(f"%p{access.slot}", memory(access.dtype), access.index, scope, extra)

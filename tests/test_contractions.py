@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nests import paths
-from tinygrad import Context, Tensor, dtypes
+from tinygrad import Context, Tensor, TinyJit, Variable, dtypes
 from tinygrad.dtype import DType
 
 from tgx.devices.compiler import TGXCompiler
@@ -97,6 +97,33 @@ def test_prologue_and_epilogue_are_fused() -> None:
         got, records = paths(lambda: ((x.relu() @ y) * 0.5 + z).relu().realize())
     assert [r.path for r in records] == ["tile"]
     close(got, np.maximum(np.maximum(a, 0).astype(float) @ b * 0.5 + c, 0))
+
+
+def test_a_variable_picks_the_batch() -> None:
+    """images[number]: the start of an index comes with the call."""
+    data, w, shift = random(5, 12, 40), random(40, 33), random(7, 33)
+    x, y, z = tgx(data), tgx(w), tgx(shift)
+    i, j = Variable("later", 0, 4), Variable("earlier", 0, 6)
+
+    @TinyJit
+    def work(at: Any, to: Any) -> Tensor:
+        return (x[at].relu() @ y + z[to]).realize()
+
+    with Context(PARALLEL=0):
+        got, records = paths(lambda: work(i.bind(4), j.bind(1)).numpy())
+    assert [r.path for r in records] == ["tile"] and "later" in records[0].nest
+    for a, b in ((4, 1), (0, 0), (2, 6), (4, 3)):
+        want = np.maximum(data[a], 0).astype(float) @ w + shift[b]
+        close(work(i.bind(a), j.bind(b)), want)
+
+
+def test_a_variable_picks_where_to_write() -> None:
+    data, at = random(4, 30), Variable("at", 0, 3)
+    x = tgx(data)
+    with Context(PARALLEL=0):
+        _, records = paths(lambda: x[at.bind(2)].assign(x[at.bind(2)] * 2 + 1).realize())
+    data[2] = data[2] * 2 + 1
+    np.testing.assert_allclose(x.numpy(), data, rtol=1e-6)
 
 
 def test_batches() -> None:
