@@ -46,22 +46,24 @@ function uopsPane(graph) {
     lines.push(`${String(i).padStart(4)}  ${graph.op(i)} ${graph.dtype(i)} ${short(graph.arg(i), 60)} ${graph.src(i).join(" ")}`.trimEnd() + (from ? `   ← ${from}` : ""));
     uops.push(i);
   }
-  return ["uops", "uops", lines.join("\n"), uops, []];
+  return [graph.kind === "ast" ? "ast" : "uops", "uops", lines.join("\n"), uops, []];
 }
 
-const PANE_WORDS = { uops: "UOps", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", sass: "SASS", plan: "plan" };
+const PANE_WORDS = { uops: "UOps", ast: "AST", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", sass: "SASS", plan: "plan" };
 let panesShown = null; // levels the reader chose to see
 
 function codeTab(detailOf, k) {
-  const graph = detailOf?.uops ?? null;
-  const panes = [...(graph ? [uopsPane(graph)] : []), ...(detailOf?.code ?? []).filter((c) => c[0] !== "uops" || !graph)];
+  const whole = detailOf?.ast; // the device wrote the program from this, as a whole: no line is one UOp's
+  const graph = whole ?? detailOf?.uops ?? null, first = whole ? "ast" : "uops";
+  const panes = [...(graph ? [uopsPane(graph)] : []), ...(detailOf?.code ?? []).filter(([level]) => level !== first || !graph)
+    .map(([level, language, text, uops, ...more]) => [level, language, text, whole ? [] : uops, ...more])];
   if (!panes.length) return quiet(detailOf?.left_out ? "The code was left out of this page to keep it small." : "Its code was not recorded.", "code");
-  const levels = panes.map((p) => p[0]);
-  const shown = (panesShown ?? ["uops", "source"]).filter((l) => levels.includes(l));
-  if (!shown.length) shown.push(levels[0]);
-  const pick = el("div", { class: "pick" }, levels.map((l) => el("button", { class: shown.includes(l) ? "on" : "", "aria-pressed": shown.includes(l),
+  const have = panes.map((p) => p[0]);
+  const shown = (panesShown ?? [first, "source"]).filter((l) => have.includes(l));
+  if (!shown.length) shown.push(have[0]);
+  const pick = el("div", { class: "pick" }, have.map((l) => el("button", { class: shown.includes(l) ? "on" : "", "aria-pressed": shown.includes(l),
     onclick: () => { panesShown = shown.includes(l) ? shown.filter((x) => x !== l) : [...shown, l]; paint(true); } }, PANE_WORDS[l] ?? l)),
-  el("span", { class: "quiet" }, "select a line: its fellows light up"));
+  el("span", { class: "quiet" }, whole ? "TGX wrote this program as a whole: its nodes are those of the AST" : "select a line: its fellows light up"));
   const columns = panes.filter((p) => shown.includes(p[0])).map((pane) => codeColumn(...pane));
   const box = el("div", { class: "panes" }, columns);
   requestAnimationFrame(() => inStep(box, graph));

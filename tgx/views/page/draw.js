@@ -20,7 +20,7 @@ function textWidth(text, px, bold) {
 // edges: {a, b: indices, label: [..], tip, kind, mark, go()}
 function drawing(boxes, edges, { labels = true, name = "", lanes = false } = {}) {
   for (const b of boxes) {
-    b.title = short(b.title, lanes ? 34 : 40);
+    b.title = short(b.title, 42);
     b.small = (b.small ?? []).filter(Boolean).map((s) => short(s, 44));
     const pad = { control: 26, reduce: 34, movement: 34, copy: 30, index: 34 }[b.kind] ?? 20;
     b.w = Math.max(textWidth(b.title, 13, true), ...b.small.map((s) => textWidth(s, 11)), 40) + pad;

@@ -14,7 +14,7 @@ painters.push(async (changed) => {
   const d = ["ops", "code"].includes(S.tab) ? await kernelDetail(k) : null;
   if (token !== paneToken) return;
   if (S.tab === "steps" && !any(changed, "s k tab p") && pane.querySelector(".steps")) { refreshStep(pane); return; }
-  if (S.tab === "code" && !any(changed, "s k tab c") && pane.querySelector(".panes")) { inStep(pane.querySelector(".panes"), d?.uops); return; }
+  if (S.tab === "code" && !any(changed, "s k tab c") && pane.querySelector(".panes")) { inStep(pane.querySelector(".panes"), d?.ast ?? d?.uops); return; }
   const flops = flopsOf(k), slow = k.of_roof > 0 && k.of_roof < 1 / 3 && k.us > 5;
   const keep = pane.scrollTop;
   pane.replaceChildren(

@@ -7,7 +7,7 @@ function header() {
   const e = T.env;
   byId("what").replaceChildren(el("b", { tip: [e.program, ...e.arguments].join(" ") }, (e.program || "trace").split("/").pop()), e.device ? " · " + e.device : "");
   const select = byId("schedule");
-  const option = (s) => el("option", { value: s.id }, `${scheduleName(s)} · ${plural(s.kernels.length, "kernel")}${s.runs > 1 ? ` · ×${s.runs}` : ""}${place(s.frame) ? " · " + place(s.frame) : ""}`);
+  const option = (s) => el("option", { value: s.id }, `${scheduleName(s)} · ${plural(s.kernels.length, "kernel")}${s.runs > 1 ? ` · ×${s.runs}` : ""}${place(s.frame) && !scheduleName(s).includes(place(s.frame)) ? " · " + place(s.frame) : ""}`);
   const steady = new Set(T.steady);
   const groups = [["run most often", T.schedules.filter((s) => steady.has(s.id))], ["the others", T.schedules.filter((s) => !steady.has(s.id))]];
   select.replaceChildren(...groups.filter(([, list]) => list.length).map(([label, list]) => el("optgroup", { label }, list.map(option))));
