@@ -32,7 +32,7 @@ LEVELS = ("kernels", "full")
 
 SUFFIXES = {"c": "c", "llvm": "ll", "asm": "s", "ptx": "ptx"}
 MOST_LAZY = 4  # pictures of Tensor graphs in graphs/
-MOST_KERNELS = 6  # pictures of kernels in graphs/
+MOST_KERNELS = 24  # pictures of kernels in graphs/; the page and `tgx show` draw every one
 
 
 class trace:
@@ -184,10 +184,12 @@ def pictures(t: Trace) -> Iterable[tuple[str, dict[str, Any]]]:
             yield f"lazy-{s}", {"what": "lazy", "id": s}
         yield f"debug-{s}", {"what": "debug", "id": s}
     kernels = [k for s in shown for k in t.schedule(s).kernels]
-    slow = sorted(kernels, key=lambda k: -t.time_us(k))[:MOST_KERNELS]
-    for k in slow:
+    programs: dict[int, int] = {}  # equal kernels have equal pictures
+    for k in sorted(kernels, key=lambda k: -t.time_us(k)):
         if t.kernel(k).program >= 0:
-            yield f"kernel-{k}", {"what": "kernel", "id": k}
+            programs.setdefault(t.kernel(k).program, k)
+    for k in list(programs.values())[:MOST_KERNELS]:
+        yield f"kernel-{k}", {"what": "kernel", "id": k}
     if t.passes:
         yield "step-0", {"what": "step"}
     if t.memory or t.buffers:
