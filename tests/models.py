@@ -128,10 +128,26 @@ def resnet50() -> ResNet:
 # **** running them ****
 
 
-def train(net: Net, x: Tensor, y: Tensor, steps: int = 3, jit: bool = False) -> list[float]:
-    """The losses of some training steps with Adam."""
+def adam(parameters: list[Tensor]) -> nn.optim.Optimizer:
+    return nn.optim.Adam(parameters, lr=1e-3)
+
+
+def sgd(parameters: list[Tensor]) -> nn.optim.Optimizer:
+    """For ResNets: with momentum or Adam, tinygrad 0.14.0 finds "a cycle in the assign graph"."""
+    return nn.optim.SGD(parameters, lr=1e-3)
+
+
+def train(
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    steps: int = 3,
+    jit: bool = False,
+    make: Callable[[list[Tensor]], nn.optim.Optimizer] = adam,
+) -> list[float]:
+    """The losses of some training steps."""
     parameters = nn.state.get_parameters(net)
-    optimizer = nn.optim.Adam(parameters, lr=1e-3)
+    optimizer = make(parameters)
     Tensor.realize(*parameters, *nn.state.get_parameters(optimizer))
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -168,7 +184,7 @@ MODELS: dict[str, Callable[[int, bool], object]] = {
     "cnn": lambda steps, jit: train(CNN(), *pictures(4, 1, 28), steps, jit),
     "transformer": lambda steps, jit: train(Transformer(), *sentences(2, 8), steps, jit),
     "resnet18": lambda steps, jit: predict(resnet18(), pictures(1, 3, 32)[0], steps, jit),
-    "resnet50": lambda steps, jit: train(resnet50(), *pictures(2, 3, 64), steps, jit),
+    "resnet50": lambda steps, jit: train(resnet50(), *pictures(2, 3, 64), steps, jit, sgd),
 }
 """Training steps of each, and ResNet-18's predictions: given how many, and whether jitted."""
 

@@ -45,8 +45,9 @@ def render(trace: Trace, **choices: Any) -> str:
 class Page:
     """A page opened from disk, with everything it complained about or asked the network for."""
 
-    def __init__(self, browser: Any, file: Path, trace: Trace, **choices: Any) -> None:
-        file.write_text(render(trace, **choices), "utf-8")
+    def __init__(self, browser: Any, file: Path, trace: Trace | None, **choices: Any) -> None:
+        if trace is not None:  # else the page is there already
+            file.write_text(render(trace, **choices), "utf-8")
         self.context = browser.new_context(viewport={"width": 1400, "height": 900})
         self.page = self.context.new_page()
         self.errors: list[str] = []

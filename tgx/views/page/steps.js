@@ -50,7 +50,7 @@ function stepsTab(k) {
   }
   if (!lists[passOwner].length) passOwner = lists.p.length ? "p" : "s";
   // unpacked meanwhile, so that the first step is as quick as the others
-  setTimeout(() => { detail("rp" + k.program); if (passOwner === "s") detail("rs" + S.s); }, 50);
+  setTimeout(() => { detail("rp" + k.program); detail("rs" + k.schedule); }, 50);
   const root = el("div", { class: "steps" });
   const list = el("div", { class: "passes" });
   const fillList = () => {
