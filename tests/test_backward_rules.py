@@ -163,7 +163,7 @@ def test_a_new_rule_is_named_as_one_without_a_formula(monkeypatch: pytest.Monkey
     table = tg_gradient.pm_gradient
     newer = PatternMatcher([*table.patterns, (UPat(Ops.NEG), lambda ctx: (-ctx,))])
     monkeypatch.setattr(tg_gradient, "pm_gradient", newer)
-    assert "NEG" in derivatives.keys() and "NEG" not in derivatives.FORMULAS
+    assert "NEG" in list(derivatives.keys()) and "NEG" not in derivatives.FORMULAS
     trace = record(lambda: Tensor(v().uop.alu(Ops.NEG)).sum())
     step = next(s for s in trace.gradients if s.op == "NEG")
     (c,) = step.contributions

@@ -811,7 +811,8 @@ class Walk:
     which come first; ``values`` has what each node held. ``order`` 2 is a gradient of a gradient.
     A walk inside a function's body has a ``parent`` walk. ``repeats`` counts how often the same
     walk was taken; the numbers are the first one's. ``frame`` is the line that asked for it,
-    ``jit`` the jitted function it was captured in.
+    ``jit`` the jitted function it was captured in. ``route`` are the places of tinygrad's source
+    that every walk passes, as Rule ids.
     """
 
     id: int
@@ -828,6 +829,7 @@ class Walk:
     targets: tuple[Target, ...] = ()
     kernels: tuple[WalkKernel, ...] = ()
     notes: tuple[str, ...] = ()
+    route: tuple[int, ...] = ()
 
     def value(self, node: int) -> Value:
         """What a node held."""
@@ -1107,7 +1109,12 @@ REFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "timings": (("kernel", "kernels"),),
     "memory": (("kernel", "kernels"), ("buffer", "buffers")),
     "events": (("frame", "frames"),),
-    "walks": (("graph", "graphs"), ("frame", "frames"), ("parent", "walks")),
+    "walks": (
+        ("graph", "graphs"),
+        ("frame", "frames"),
+        ("parent", "walks"),
+        ("route", "rules"),
+    ),
     "gradients": (
         ("walk", "walks"),
         ("origin", "origins"),

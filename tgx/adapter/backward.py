@@ -314,7 +314,7 @@ class _Telling:
         record = model.Walk(
             walk.id, graph.id, walk.root, walk.forward, name, frame, walk.order, walk.parent,
             walk.jit, walk.repeats, tuple(self.summaries), targets, kernels,
-            tuple(dict.fromkeys(walk.graph.missing)),
+            tuple(dict.fromkeys(walk.graph.missing)), tuple(map(self._place, derivatives.route())),
         )  # fmt: skip
         recorder.flush()
         yield "graphs", graph
@@ -406,11 +406,15 @@ class _Telling:
                      if a < extra or (source[a - extra] == 1 and out[a] != 1))
 
     def _rule(self, visit: Visit) -> int:
-        recorder = self.recorder
         if visit.pattern is None and visit.key not in derivatives.WALK:
             return -1
         source = (derivatives.source_of(visit.pattern, visit.key) if visit.pattern is not None
                   else derivatives.walk_source(visit.key))
+        return self._place(source)
+
+    def _place(self, source: derivatives.Source) -> int:
+        """A line of tinygrad's as a Rule."""
+        recorder = self.recorder
         path = recorder.short(source.path)
         key = (path, source.line)
         if key not in recorder.rules:

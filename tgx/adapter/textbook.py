@@ -184,11 +184,11 @@ def _conv2d(x: Inputs, z: Any, dz: Any) -> Iterator[Recipe]:
                         += np.einsum("nohw,oc->nchw", dz, w[:, :, i, j], optimize=True)
             dx = dx[:, :, pad : pad + a.shape[2], pad : pad + a.shape[3]]
             rows = [
-                ("X", "dX = dZ, spread out by W (a full correlation with W turned round)", dx),
-                ("W", "dW = the windows of X, weighed with dZ and summed", dw),
+                ("X", "dX = dZ ∗ W (full convolution)", dx),
+                ("W", "dW = X ⋆ dZ (correlation)", dw),
             ]
             if b is not None:
-                rows.append(("b", "db = Σ dZ over images and places", dz.sum(axis=(0, 2, 3))))
+                rows.append(("b", "db = Σ dZ over images, places", dz.sum(axis=(0, 2, 3))))
             yield Recipe(tuple(rows))
             return
 
@@ -310,7 +310,7 @@ def _max_pool(x: Inputs, z: Any, dz: Any) -> Iterator[Recipe]:
     d = hit / hit.sum(axis=(3, 5), keepdims=True) * dz.reshape(largest.shape)
     made = np.zeros_like(a)
     made[:, :, : inside.shape[2], : inside.shape[3]] = d.reshape(inside.shape)
-    yield Recipe((("X", "dX = dZ at the largest of each window, 0 elsewhere (ties share)", made),))
+    yield Recipe((("X", "dX = dZ at each window's largest", made),))
 
 
 def _batchnorm(x: Inputs, z: Any, dz: Any) -> Iterator[Recipe]:
@@ -348,7 +348,7 @@ def _dropout(x: Inputs, z: Any, dz: Any) -> Iterator[Recipe]:
     scale = float(np.median(z[kept] / x[0][kept]))
     if _near(np.where(kept, x[0] * scale, 0.0), z) and not (x[0] == 0).all():
         sure = kept | (x[0] != 0)
-        yield Recipe((("X", f"dX = dZ·{scale:.4g} where kept, 0 where dropped",
+        yield Recipe((("X", f"dX = dZ·{scale:.4g} where kept, else 0",
                        np.where(sure, dz * kept * scale, np.nan)),))
 
 

@@ -312,32 +312,36 @@ def _number(trace: Trace, walk: Walk, step: int) -> int:
 
 
 def _zeros(trace: Trace, walk: Walk) -> Iterator[Finding]:
-    """Where a gradient becomes exactly 0 everywhere, and so stays it."""
-    lost: set[int] = set()
-    last = {c.target: c.total for s in steps(trace, walk.id) for c in s.contributions
-            if c.total >= 0}  # fmt: skip
-    for s in steps(trace, walk.id):
-        upstream = walk.value(s.upstream)
-        if s.upstream in lost or not upstream.known or upstream.norm == 0 or upstream.nans:
+    """Where the gradient of a parameter becomes exactly 0 everywhere: it will not learn."""
+    own = steps(trace, walk.id)
+    last = {c.target: c.total for s in own for c in s.contributions if c.total >= 0}
+
+    def dead(node: int) -> bool:
+        v = walk.value(last.get(node, -1))
+        return v.known and v.size > 0 and v.norm == 0 and not v.nans and not v.infs
+
+    lost = {t.node for t in parameters(walk) if dead(t.node)}
+    names = [name(trace, walk, n) for n in sorted(lost)]
+    for s in reversed(own):  # all that leads to them
+        if any(c.target in lost and not c.stops for c in s.contributions):
+            lost.add(s.node)
+    for s in own:
+        came = walk.value(s.upstream)
+        if not names or s.node not in lost or not came.known or came.norm == 0 or came.nans:
             continue
-        for c in s.contributions:
-            v = walk.value(last.get(c.target, -1))
-            if c.stops or c.total < 0 or not v.known or v.norm != 0 or v.nans or v.infs:
-                continue
-            lost.add(c.total)
-            if s.op in ("REDUCE", "TRUNC", "ADD") or v.size == 0:
-                continue
-            why = (
-                f"every element of it is on the flat side of {s.tensor_op or s.op}"
-                if s.op in ("WHERE", "MAX") else f"{s.op.lower()} multiplies it with 0"
-            )
-            yield Finding(
-                "zero",
-                f"the gradient of {name(trace, walk, c.target)} is exactly 0 from here on: {why}, "
-                "so nothing before it learns",
-                s.id, s.node, place(trace, s),
-            )  # fmt: skip
-            return
+        if not any(c.target in lost and dead(c.target) for c in s.contributions):
+            continue
+        why = (
+            f"every element of it is on the flat side of {s.tensor_op or s.op}"
+            if s.op in ("WHERE", "MAX") else f"{s.key} makes it so"
+        )
+        yield Finding(
+            "zero",
+            f"the gradient of {', '.join(names[:4])}{' …' if len(names) > 4 else ''} is exactly 0: "
+            f"{why}, so nothing before it learns from this",
+            s.id, s.node, place(trace, s),
+        )  # fmt: skip
+        return
 
 
 def _missing(trace: Trace, walk: Walk) -> Iterator[Finding]:

@@ -211,9 +211,7 @@ def contribution(trace: Trace, walk: Walk, c: Contribution) -> str:
     target = walks.name(trace, walk, c.target)
     if c.node < 0:
         return f"→ {target}: stops, {c.stops}"
-    parts = [f"→ {target} += {brief(walk.value(c.node))}"]
-    local = f" = {c.local.replace('-', '−')}" if c.local else ""
-    parts.append(f"{c.formula}{local}" if not c.formula.endswith(f"= {c.local}") else c.formula)
+    parts = [f"→ {target} += {brief(walk.value(c.node))}", mathematics(c)]
     if c.summed:
         parts.append("summed over axis " + ", ".join(map(str, c.summed)))
     if c.total != c.node:
@@ -223,6 +221,12 @@ def contribution(trace: Trace, walk: Walk, c: Contribution) -> str:
     if c.check.error >= 0 or c.check.why:
         parts.append(check_word(c.check))
     return "   ".join(p for p in parts if p)
+
+
+def mathematics(c: Contribution) -> str:
+    """``∂(a·b)/∂a = b = 2``: the derivative, and its number where it is one."""
+    local = c.local.replace("-", "−")
+    return c.formula if not local or c.formula.endswith(f"= {local}") else f"{c.formula} = {local}"
 
 
 def _operation_lines(trace: Trace, walk: Walk) -> list[str]:

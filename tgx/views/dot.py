@@ -117,12 +117,16 @@ def _edge(e: Edge) -> str:
         "boundary": f" penwidth=1.6 color={quote('#1b1f24')}",
         "order": f" style=dotted color={quote('#8c959f')}",
         "of": f" style=dotted color={quote('#b24a00')} arrowhead=odot constraint=false",
-        "gradient": f" color={quote('#b24a00')} fontcolor={quote('#7a3200')}",
+        "gradient": f" dir=back color={quote('#b24a00')} fontcolor={quote('#7a3200')}",
     }[e.kind]
     label = f" label=<{html(e.label)}>" if e.label else ""
     tip = f" tooltip={_tip(e.tooltip)} labeltooltip={_tip(e.tooltip)}" if e.tooltip else ""
     attributes = (label + tip + look).strip()
-    return f"  {quote(e.source)} -> {quote(e.target)}{f' [{attributes}]' if attributes else ''};"
+    ends = [quote(e.source), quote(e.target)]
+    if e.kind == "gradient":  # against the forward's direction: so both graphs lie the same way up
+        ends.reverse()
+    same = f"  {{ rank=same; {ends[0]}; {ends[1]} }}\n" if e.kind == "of" else ""
+    return f"{same}  {ends[0]} -> {ends[1]}{f' [{attributes}]' if attributes else ''};"
 
 
 def _legend(p: Picture) -> list[str]:
