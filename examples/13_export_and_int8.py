@@ -21,7 +21,8 @@ import numpy as np
 from guide_data import Images
 from guide_data import mnist as load_mnist
 from guide_lesson import Chart, Lesson, Picture, legend, words
-from tinygrad import Device, Tensor, nn
+from guide_quantize import logits, on_device, usable
+from tinygrad import Device, Tensor
 
 convolution = importlib.import_module("08_convolution")
 
@@ -55,32 +56,6 @@ def numpy_forward(arrays: q.Arrays, images: np.ndarray) -> np.ndarray:
         if name != dense[-1]:
             x = np.maximum(x, 0)
     return x
-
-
-def logits(model, images: np.ndarray, device: str | None = None) -> np.ndarray:
-    return model(mnist.pixels(Tensor(images, device=device))).numpy()
-
-
-def on_device(arrays: q.Arrays, device: str):
-    """The same network on another device: weights go there as NumPy arrays, which copies them."""
-    model = mnist.build("cnn" if "conv1.weight" in arrays else "mlp")
-    for t in nn.state.get_parameters(model):
-        t.to_(device)
-    q.load_weights(model, arrays)
-    return model
-
-
-def usable(*names: str) -> list[str]:
-    """Those devices that open here."""
-    found = []
-    for name in names:
-        try:
-            Device[name]
-            Tensor([1.0], device=name).mul(2).numpy()
-            found.append(name)
-        except Exception:  # whatever a missing driver or compiler may raise
-            continue
-    return found
 
 
 # ---- what eight bits cost ------------------------------------------------------------------------

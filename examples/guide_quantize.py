@@ -253,7 +253,7 @@ def runner(model, images: np.ndarray, device: str | None = None) -> Callable[[],
     return lambda: forward(Tensor(images, device=device).realize()).numpy()
 
 
-# ---- the program ---------------------------------------------------------------------------------
+# ---- networks from files, on any device ----------------------------------------------------------
 
 def network_of(arrays: Mapping[str, np.ndarray]):
     """mnist.py's network with these weights."""
@@ -262,6 +262,34 @@ def network_of(arrays: Mapping[str, np.ndarray]):
     load_weights(model, arrays)
     return model
 
+
+def logits(model, images: np.ndarray, device: str | None = None) -> np.ndarray:
+    return model(mnist.pixels(Tensor(images, device=device))).numpy()
+
+
+def on_device(arrays: Arrays, device: str):
+    """The same network on another device: weights go there as NumPy arrays, which copies them."""
+    model = mnist.build("cnn" if "conv1.weight" in arrays else "mlp")
+    for t in nn.state.get_parameters(model):
+        t.to_(device)
+    load_weights(model, arrays)
+    return model
+
+
+def usable(*names: str) -> list[str]:
+    """Those devices that open here."""
+    found = []
+    for name in names:
+        try:
+            Device[name]
+            Tensor([1.0], device=name).mul(2).numpy()
+            found.append(name)
+        except Exception:  # whatever a missing driver or compiler may raise
+            continue
+    return found
+
+
+# ---- the program ---------------------------------------------------------------------------------
 
 def compare(model, data, runs: int = 200) -> tuple[object, dict[str, dict[str, object]]]:
     """The network in integers; and accuracy, bytes and time of one image, of both."""

@@ -39,7 +39,7 @@ class Pace:
 
     seconds: float = 1.0
     least: int = 5
-    most: int = 1000
+    most: int = 100_000
     warm: int = 3
 
     def repeat(self, run: Callable[[], None]) -> float:
