@@ -590,13 +590,13 @@ def test_a_users_own_error_stays_his_own() -> None:
 
 
 def test_the_mlps_training_step(tmp_path: Path) -> None:
-    trace = traced(ROOT / "traces/mlp_step.py", tmp_path, "-o", str(tmp_path / "kept"))
+    trace = traced(ROOT / "traces/guide_step.py", tmp_path, "-o", str(tmp_path / "kept"))
     (walk,) = trace.walks
     assert walk.repeats == 2 and "stopped when its backward began again" in traced.output  # type: ignore[attr-defined]
     names = {t.name for t in walk.targets if t.parameter}
     assert {f"model.layer{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")} <= names
     assert all(t.check.error < 1e-5 for t in walk.targets if t.parameter)
     lines = {walks.place(trace, s) for s in walks.steps(trace, walk.id)}
-    assert {"mlp_step.py:14", "mlp_step.py:15", "mlp_step.py:16"} <= lines
+    assert {f"guide_step.py:{n}" for n in (21, 22, 23)} <= lines
     assert TinyJit and len(walks.operations(trace, walk.id)) == 7
     assert isinstance(walk, Walk)

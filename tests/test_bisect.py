@@ -320,7 +320,7 @@ def test_the_commands(tmp_path: Path) -> None:
     words = (str(ROOT / "traces" / "mlp"), "--kernel", str(k.id))
     done = command(tmp_path, "extract", *words, "-o", "one.py")
     assert done.returncode == 0, done.stderr
-    assert "mlp_step.py" in (tmp_path / "one.py").read_text().splitlines()[0]
+    assert "guide_step.py" in (tmp_path / "one.py").read_text().splitlines()[0]
     done = command(tmp_path, "bisect", *words, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "right"

@@ -176,8 +176,7 @@ def schedule(
             notes.append(f"{words.plural(count, 'kernel')} drawn as {len(part.kernels)} groups, by "
                          "the source lines they come from")
         elif len(part.kernels) < count:
-            notes.append(f"{words.plural(count, 'kernel')}, the optimizer's drawn as one for each "
-                         "layer")
+            notes.append("the optimizer's are drawn as one for each layer")
     part = costs.attach(part)
     tone = _tone(part, colour)
     boxes = [
