@@ -80,7 +80,7 @@ class Page:
             self.page.wait_for_timeout(20)
 
     def close(self) -> None:
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert [r for r in self.requests if not r.startswith((self.url, "blob:"))] == []
         self.context.close()
 

@@ -13,7 +13,8 @@ painters.push(async (changed) => {
   if (!k) { pane.replaceChildren(...(S.b >= 0 ? bufferPage(T.buffers.get(S.b)) : scheduleFrontPage())); return; }
   const d = ["ops", "code"].includes(S.tab) ? await kernelDetail(k) : null;
   if (token !== paneToken) return;
-  if (S.tab === "steps" && !any(changed, "s k tab p") && pane.querySelector(".steps")) { refreshStep(pane); return; }
+  // another step, or another pass of the same list: the list stands, which may be a thousand passes
+  if (S.tab === "steps" && !any(changed, "s k tab") && (S.p < 0 || pane.querySelector(`.pass[data-pass="${S.p}"]`))) { refreshStep(pane); return; }
   if (S.tab === "code" && !any(changed, "s k tab c") && pane.querySelector(".panes")) { inStep(pane.querySelector(".panes"), d?.ast ?? d?.uops); return; }
   const flops = flopsOf(k), slow = k.of_roof > 0 && k.of_roof < 1 / 3 && k.us > 5;
   const keep = pane.scrollTop;
@@ -29,6 +30,8 @@ painters.push(async (changed) => {
 });
 
 async function refreshStep(pane) {
+  for (const b of pane.querySelectorAll(".pass.on")) b.classList.remove("on");
+  pane.querySelector(`.pass[data-pass="${S.p}"]`)?.classList.add("on");
   const pass = await loadPass(S.p);
   if (pass) {
     const view = pane.querySelector(".step"), slider = view.querySelector("input[type=range]");

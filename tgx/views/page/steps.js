@@ -9,19 +9,19 @@ const passList = (k) => {
   return { p: program, s: schedule };
 };
 
-function ownerOf(pass) {
-  for (const p of T.programs) if (p.passes.some(([id]) => id === pass)) return "p" + p.id;
-  for (const s of T.schedules) if (s.passes.some(([id]) => id === pass)) return "s" + s.id;
-  return "";
+// who a pass belongs to ("p3", "s0"), and its line in the list
+let passIndex = null;
+function passOf(id) {
+  passIndex ??= new Map([["p", T.programs], ["s", T.schedules]].flatMap(([kind, owners]) =>
+    owners.flatMap((x) => x.passes.map((line) => [line[0], { owner: kind + x.id, line }]))));
+  return passIndex.get(id);
 }
-const passSummary = (id) => {
-  for (const owner of [...T.programs, ...T.schedules]) for (const p of owner.passes) if (p[0] === id) return p;
-  return null;
-};
+const ownerOf = (id) => passOf(id)?.owner ?? "";
+const passSummary = (id) => passOf(id)?.line ?? null;
 
 async function loadPass(id) {
   const owner = ownerOf(id);
-  const d = owner && await detail("r" + owner);
+  const d = owner ? await detail("r" + owner) : null;
   const raw = d?.passes.find((p) => p.id === id);
   const graph = raw && d.table.get(raw.table);
   if (!graph) return null;
