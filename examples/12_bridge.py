@@ -619,7 +619,7 @@ def draw(runs: dict[str, Run], curves: dict[str, list[float]], found: dict) -> s
         chart.note(1.05, apart[0], name, f"ink {css}", dy=-8 if css == "green" else 18)
     chart.line((1, 3), (1e-6, 1e-6), "grey dashed")
     chart.note(1.05, 1e-6, "a millionth", dy=-6)
-    steps = 10 * (max(map(len, curves.values())) - 1)
+    steps = 10 * (max(map(len, curves.values()), default=2) - 1)
     chart = Chart(page, (380, 92, 300, 220), (0, steps), (40, 100),
                   "8 or 9, learnt from ten pictures: right, %", "step of training")
     chart.line((0, steps), (50, 50), "grey dashed")
@@ -694,7 +694,9 @@ def main() -> None:
             ("ResNet-18", "11.7M"), ("MobileNetV3-Small", "2.5M"), ("EfficientNet-B0", "5.3M"))])
 
     lesson.part("Transfer learning", "A body learnt 0 to 7. A new head, ten pictures of 8 and 9.")
-    curves, changed = transfer(20, ["frozen body"]) if lesson.quick else transfer(60)
+    curves, changed = ({}, {}) if lesson.quick else transfer(60)
+    if lesson.quick:
+        lesson.say("(not with --quick)")
     lesson.beside(*[(name, "", f"{curve[-1]:.1%} of 1,000 unseen; body "
                      + ("changed" if changed[name] else "stayed as it was"))
                     for name, curve in curves.items()])

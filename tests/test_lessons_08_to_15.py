@@ -5,12 +5,13 @@ test_puzzles.py.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_lessons import lesson
+from test_lessons import ROOT, lesson
 
 # ---- 8: convolution ------------------------------------------------------------------------------
 
@@ -870,3 +871,64 @@ def test_xor_in_pytorch():
 @pytest.mark.slow
 def test_the_mlp_without_an_optimizer_passes_95_percent():
     assert lesson(12).mlp_by_hand() > 0.95
+
+
+# ---- 14: errata ----------------------------------------------------------------------------------
+
+# every row of the guide's facts that is marked as wrong or misleading
+MARKED = [6, 14, 15, 22, 25, 26, 30, 31, 32, 39, 47, 48, 49, 55, 58, 59, 63, 64, 66, 70, 75, 81, 85,
+          88, 90, 91, 92, 93, 94, 95, 96, 102, 105, 106, 108, 110, 117, 124, 128, 129, 130, 131, 134,
+          136, 142, 143, 158]
+
+
+def test_every_marked_row_has_its_erratum():
+    it = lesson(14)
+    assert [e.row for e in it.ERRATA] == MARKED
+    checklist = (ROOT / "tests" / "checklist.md").read_text()
+    marked = {int(row) for row in re.findall(r"^\| (\d+) \| [^|]*⚠", checklist, re.M)}
+    assert marked <= set(MARKED), f"{sorted(marked - set(MARKED))}: no erratum in lesson 14"
+
+
+@pytest.mark.parametrize("row", MARKED)
+def test_an_erratum_holds(row):
+    (e,) = (e for e in lesson(14).ERRATA if e.row == row)
+    found, holds = e.check()
+    assert holds, f"{e.guide} / {e.right}: {found}"
+    assert e.guide and e.right and found
+    if found.startswith("source: "):
+        assert len(found) > len("source: ") + 10
+
+
+def test_the_card_and_the_mathematics_are_doctests_that_pass():
+    import doctest
+
+    import guide_card as it
+    found = doctest.testmod(it)
+    assert found.attempted >= 20 and found.failed == 0
+    assert len(it.CARD) == 7 and len(it.MATHEMATICS) == 4
+    assert all(">>>" in f.__doc__ for f in (*it.CARD, *it.MATHEMATICS))
+
+
+def test_the_mathematics_is_drawn(tmp_path, monkeypatch, capsys):
+    import guide_card as it
+    monkeypatch.setattr(sys, "argv", ["guide_card.py", "--out", str(tmp_path)])
+    it.main()
+    assert "0 failed" in capsys.readouterr().out
+    assert (tmp_path / "guide_card.svg").read_text() == it.draw()
+
+
+def test_the_course_has_the_guides_links():
+    text = (ROOT / "examples" / "README.md").read_text()
+    for link in ("3blue1brown.com/topics/neural-networks", "github.com/karpathy/micrograd",
+                 "cs231n.github.io", "deeplearningbook.org", "TinyML", "AI at the Edge",
+                 "github.com/tinygrad/tinygrad", "beautiful_mnist.py", "onnx.ai", "openpilot"):
+        assert link in text, link
+
+
+def test_an_erratum_that_does_not_hold_is_told(monkeypatch, capsys):
+    it = lesson(14)
+    monkeypatch.setattr(it, "ERRATA", [it.Erratum(1, "a", "b", lambda: ("c", False))])
+    monkeypatch.setattr(sys, "argv", ["14_errata.py", "--quick"])
+    it.main()
+    told = capsys.readouterr().out
+    assert "DOES NOT HOLD" in told and "0 of 1 hold" in told
