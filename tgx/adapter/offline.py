@@ -55,8 +55,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A step as TinyJit had it in hand: its schedule, the buffers that must not be planned over,
-    and its inputs. What was captured without running has none of this."""
+    """A step as TinyJit had it in hand: its compiled schedule, the buffers that must not be planned
+    over, and its inputs. What was captured without running has none of this."""
 
     linear: UOp
     held: frozenset[UOp]
@@ -99,6 +99,12 @@ def flat(linear: UOp) -> Iterator[UOp]:
             yield from flat(call)
         else:
             yield call
+
+
+def highest(calls: Iterable[UOp]) -> dict[str, int]:
+    """Every variable of these launches, at its highest: the most work there can be."""
+    asts = (call.src[0] for call in calls if call.src[0].op is Ops.SINK)
+    return {v.expr: v.vmax for ast in asts for v in ast.variables()}
 
 
 @contextmanager

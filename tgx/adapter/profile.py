@@ -15,6 +15,8 @@ from typing import Any
 
 import tinygrad.engine.jit as tg_jit
 from tinygrad import Device, Tensor, TinyJit
+from tinygrad.engine.realize import compile_linear
+from tinygrad.helpers import BEAM, getenv
 from tinygrad.uop.ops import Ops, UOp
 
 from tgx.adapter import nvrtc, offline
@@ -34,8 +36,9 @@ class Enough(BaseException):
 
 
 @contextmanager
-def stopping(watch: Session | None = None) -> Iterator[list[Captured]]:
-    """Within this, a script runs up to the capture of its first TinyJit and is then stopped."""
+def stopping(watch: Session | None = None, real: bool = False) -> Iterator[list[Captured]]:
+    """Within this, a script runs up to the capture of its first TinyJit and is then stopped. Where
+    that is `real`ly to run, its kernels are compiled, and the session told what they became."""
     seen: list[Captured] = []
     plain = tg_jit.jit_lower
     before = offline.parts(watch)
@@ -43,8 +46,16 @@ def stopping(watch: Session | None = None) -> Iterator[list[Captured]]:
     def jit_lower(linear: UOp, held: set[UOp], inputs: list[UOp]) -> UOp:
         calls = tuple(offline.flat(linear))
         ids = offline.ids_since(watch, before, len(calls))
-        whole = UOp(Ops.LINEAR, src=calls)
-        seen.append(Captured(calls, {}, ids, Runnable(whole, frozenset(held), tuple(inputs))))
+        run = None
+        if real:
+            beam = getenv("JITBEAM", BEAM.value)  # as tinygrad's own jit_lower
+            linear = compile_linear(UOp(Ops.LINEAR, src=calls), beam=beam)
+            run = Runnable(linear, frozenset(held), tuple(inputs))
+            if watch is not None:
+                for id, call in zip(ids, linear.src, strict=False):
+                    if id >= 0 and call.src[0].op is Ops.PROGRAM:
+                        watch.recorder.program(id, call.src[0], offline.highest(calls))
+        seen.append(Captured(calls, {}, ids, run))
         raise Enough
 
     tg_jit.jit_lower = jit_lower
@@ -123,7 +134,7 @@ def _captured(
     watch: Session,
     real: bool,
 ) -> Iterator[Named]:
-    with stopping(watch) as seen:
+    with stopping(watch, real) as seen:
         script()
     with nullcontext() if real else offline.catching():
         models = offline.models_of(vars(sys.modules["__main__"]))
@@ -154,7 +165,7 @@ def _jitted(step: Step, make_inputs: Step, batch: int, watch: Session) -> Captur
         return list(offline.tensors(function(*inputs)))
 
     inputs = tuple(make_inputs(batch))
-    with stopping(watch) as seen:
+    with stopping(watch, real=True) as seen:
         for _ in range(2):
             jitted(*inputs)
     return seen[0]

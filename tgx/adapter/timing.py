@@ -17,7 +17,6 @@ import tinygrad.engine.jit as tg_jit
 from tinygrad import Device
 from tinygrad.engine.realize import (
     ExecContext,
-    compile_linear,
     estimate_uop,
     get_call_name,
     link_linear,
@@ -26,7 +25,7 @@ from tinygrad.engine.realize import (
 from tinygrad.helpers import ansistrip
 from tinygrad.uop.ops import Ops, UOp, sym_infer
 
-from tgx.adapter import board
+from tgx.adapter import board, offline
 from tgx.adapter.offline import Captured, Origin
 from tgx.hardware import tegra
 from tgx.hardware.measured import KernelTime, Measurement, StepTime, Times
@@ -120,9 +119,8 @@ def timed(
 ) -> StepTime:
     run = named.step.run
     assert run is not None, "what was captured without running cannot be timed"
-    values = variables(named.step.calls)
-    linear = link_linear(compile_linear(run.linear))
-    calls = linear.src
+    values = offline.highest(named.step.calls)
+    calls = link_linear(run.linear).src
     context = ExecContext(values, update_stats=False, wait=True)
     spent: list[list[float]] = [[] for _ in calls]
     clocks = ["device"] * len(calls)
@@ -195,13 +193,3 @@ def synchronize(call: UOp) -> None:
     for device in {d for b in call.src[1:3] for d in ([b.device] if isinstance(b.device, str)
                                                       else b.device)}:  # fmt: skip
         Device[device].synchronize()
-
-
-def variables(calls: Sequence[UOp]) -> dict[str, int]:
-    """Every variable of the kernels, at its highest."""
-    return {
-        v.expr: v.vmax
-        for call in calls
-        if call.src[0].op is Ops.SINK
-        for v in call.src[0].variables()
-    }

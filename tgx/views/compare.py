@@ -78,11 +78,14 @@ def facts(a: Trace, b: Trace, m: Match) -> dict[str, Any]:
 
 
 def opts(t: Trace, kernel: int) -> tuple[str, ...]:
-    """What the optimiser decided about a kernel: ("UPCAST(0, 4)", ...); () where nothing, or where
-    it was not recorded."""
-    program = t.kernel(kernel).program
-    found = next((p.opts for p in t.programs if p.id == program), ()) if program >= 0 else ()
-    return tuple(f"{o.op}({o.axis}, {o.amount})" for o in found)
+    """What the optimiser decided about a kernel: ("UPCAST(0, 4)", ...); on TGX, which has one of
+    its own, the path it took. () where nothing was decided, or recorded."""
+    number = t.kernel(kernel).program
+    program = next((p for p in t.programs if p.id == number), None) if number >= 0 else None
+    if program is None:
+        return ()
+    decided = tuple(f"{o.op}({o.axis}, {o.amount})" for o in program.opts)
+    return decided or ((f"TGX's {program.path} path",) if program.path else ())
 
 
 def _us(t: Trace, kernel: int) -> float | None:
@@ -114,7 +117,7 @@ def _times(
     for t in traces:
         kernels = compared(t, whole)
         total = sum(max(fastest(t, k.id), 0.0) for k in kernels)
-        totals.append(f"{len(kernels)}: {words.duration(total)}")
+        totals.append(f"{len(kernels)}: " + (words.duration(total) if total else "not timed"))
     rows.append(totals)
     heads = ["kernel", *(words.line(n, 30) for n in names)]
     more = f"\nand {len(first) - len(shown)} faster kernels" if len(first) > len(shown) else ""
