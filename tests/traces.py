@@ -13,11 +13,15 @@ from dataclasses import replace
 from tgx.model import (
     Boundary,
     Buffer,
+    Check,
     Code,
+    Contribution,
     Environment,
     Event,
     File,
+    Flow,
     Frame,
+    GradientStep,
     Graph,
     Kernel,
     Loop,
@@ -31,8 +35,13 @@ from tgx.model import (
     Rule,
     Run,
     Schedule,
+    Target,
     Timing,
     Trace,
+    Value,
+    Walk,
+    WalkKernel,
+    WalkOperation,
 )
 
 MLP_SOURCE = """\
@@ -289,6 +298,76 @@ def mlp_step() -> Trace:
 
 
 EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\'&\\N{];-->\x00\x1b[31m'
+
+
+def number(value: float) -> Value:
+    """A scalar's Value."""
+    return Value("scalar", 1, (value,), value, abs(value), value, value, zeros=int(value == 0))
+
+
+def backward_walk(name: str = "x") -> Trace:
+    """The backward of ``x*x + x`` at 2: two steps, with a running total, in one kernel."""
+    text = f"{name}*{name} + {name}"
+    files = (
+        File(0, "expression", lines=((1, text),)),
+        File(1, "tinygrad/mixin/gradient.py", user=False),
+        File(2, "tinygrad/tensor.py", user=False),
+    )
+    n = len(name.encode())
+    frames = (
+        Frame(0, 0, 1, column=0, end_column=2 * n + 1),
+        Frame(1, 0, 1, column=0, end_column=len(text.encode())),
+    )
+    origins = (Origin(0, "mul", 0), Origin(1, "add", 1))
+    rules = (
+        Rule(0, 1, 60, "(UPat(Ops.ADD), lambda ctx: (ctx, ctx))", "pm_gradient"),
+        Rule(1, 1, 65, "(UPat(Ops.MUL, name=\"ret\"), lambda ctx, ret: (ret.src[1]*ctx, "
+             "ret.src[0]*ctx))", "pm_gradient"),
+        Rule(2, 2, 657, "def backward(self, gradient:Tensor|None=None) -> Tensor:", "backward"),
+        Rule(3, 1, 128, "else: grads[k] = grads[k] + v", "compute_gradient"),
+    )
+    graph = Graph.of(0, "lazy", (
+        Node(0, "BUFFER", "float32", "1"),
+        Node(1, "RESHAPE", "float32", "scalar", src=(0,), label=name),
+        Node(2, "MUL", "float32", "scalar", src=(1, 1), origins=(0,), tensor_op="mul",
+             label=f"{name}*{name}"),
+        Node(3, "ADD", "float32", "scalar", src=(2, 1), origins=(1,), tensor_op="add", label=text),
+        Node(4, "CONST", "float32", "scalar", "1.0"),
+        Node(5, "MUL", "float32", "scalar", src=(1, 4)),
+        Node(6, "ADD", "float32", "scalar", src=(4, 5)),
+        Node(7, "ADD", "float32", "scalar", src=(6, 5)),
+    ), "walk 0", (3,))
+    kernel = Kernel(0, f"∂{name}", "E", "TGX", "backward", program=-1)
+
+    def check(gradient: float) -> Check:
+        return Check((0,), (gradient,), (gradient,), 2e-12)
+
+    steps = (
+        GradientStep(0, 0, 3, "ADD", "add", 1, 0, "ADD", "a + b", 4, (
+            Contribution(2, 0, 4, 4, "∂(a+b)/∂a = 1", "1", check=check(1.0)),
+            Contribution(1, 1, 4, 4, "∂(a+b)/∂b = 1", "1", check=check(1.0)),
+        ), group=0),
+        GradientStep(1, 0, 2, "MUL", "mul", 0, 1, "MUL", "a · b", 4, (
+            Contribution(1, 0, 5, 6, "∂(a·b)/∂a = b", "2", check=check(2.0)),
+            Contribution(1, 1, 5, 7, "∂(a·b)/∂b = a", "2", check=check(2.0)),
+        ), (5, 6, 7), (0,), 1),
+    )
+    operations = (
+        WalkOperation(0, 0, "add", "add", 1, (0,), 3, 4, (
+            Flow(2, number(1.0), "A", "dA = dZ", 0.0), Flow(1, number(1.0), "B", "dB = dZ", 0.0))),
+        WalkOperation(1, 0, "mul", "mul", 0, (1,), 2, 4, (
+            Flow(1, number(4.0), "X", "dX = 2·X⊙dZ", 0.0),)),
+    )
+    walk = Walk(
+        0, 0, 3, 4, text, values=tuple(map(number, (2.0, 2.0, 4.0, 6.0, 1.0, 2.0, 3.0, 5.0))),
+        targets=(Target(1, name, 7, True, check=check(5.0)),),
+        kernels=(WalkKernel(0, (5, 6, 7)),), route=(2, 3),
+    )
+    return Trace(
+        Environment(text, (f"{name}=2.0",), "0.1.0", "0.14.0", "3.11.7", "x86_64", "TGX"),
+        files, frames, origins, (graph,), rules=rules, kernels=(kernel,), walks=(walk,),
+        gradients=steps, operations=operations,
+    )
 
 
 def hostile() -> Trace:

@@ -285,7 +285,8 @@ class _Telling:
             return
         weight = held.get(self._root_gradient())
         slopes = finite.Slopes(self.graph, walk.forward, walk.root, weight)
-        for goal in sorted(goals, key=lambda goal: not goal.leaf):
+        # what lies near the loss takes little to compute again: it comes first
+        for goal in sorted(goals, key=lambda goal: (not goal.leaf, -goal.node)):
             if not goal.leaf and not goal.name:
                 continue
             self.goal_checks[goal.node] = slopes.check(

@@ -37,6 +37,7 @@ from tgx.model import Check
 PLACES = 2  # elements of a tensor that are looked at
 STEP = 1e-4
 SECONDS = 6.0  # for the checks of all parameters of one walk
+MANY = 1 << 24  # elements of a forward graph, from which on one element of each is checked
 MOST_FORWARD = 1 << 27  # elements of a forward graph that is computed in float64
 
 # near 0 these change quickly: the step is a part of the input, however small that is
@@ -285,6 +286,7 @@ class Slopes:
         if size > 4 * MOST_FORWARD:
             self.why = f"left out: the forward graph has {size:,} elements"
             return
+        self.count = 1 if size > MANY else PLACES
         self.rows = Rows(rows, graph.buffers)
         self.values = Values(self.rows, double=True, keep=True)
         try:
@@ -318,7 +320,7 @@ class Slopes:
         gradient, array = whole(gradient), np.asarray(whole(array), np.float64)
         rows = self.below(node)
         found = []
-        for at in places(gradient):
+        for at in places(gradient, self.count):
 
             def loss(value: float, at: tuple[int, ...] = at) -> float:
                 moved = array.copy()
