@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,45 @@ def test_hidden_phases_are_not_drawn(mlp: Page) -> None:
     assert "4 boxes of hidden phases" in mlp.text("#legend")
     mlp.page.click("[data-phase=backward]")
     mlp.until("document.querySelectorAll('#stage .tone-backward').length === 4")
+
+
+def test_what_is_selected_stands_out(mlp: Page) -> None:
+    mlp.page.click("[data-key=k3]")
+    mlp.until("document.querySelectorAll('#stage .edge.lit').length === 4")  # z, y; ∂z to two
+    assert mlp.page.locator("#stage .edge.faint").count() > 0
+    mlp.page.keyboard.press("Escape")
+    mlp.until("!document.querySelector('#stage .edge.lit')")
+
+
+def test_a_link_may_name_a_kernel_alone(browser: Any, tmp_path: Path) -> None:
+    trace = traces.mlp_step()
+    other = replace(trace.kernels[0], id=50, name="of another schedule", schedule=1)
+    trace = replace(trace, kernels=(*trace.kernels, other),
+                    schedules=(*trace.schedules, replace(trace.schedules[0], id=1, kernels=(50,))))
+    page = Page(browser, tmp_path / "two.html", trace)
+    page.page.evaluate("location.hash = '#k=50'")
+    page.page.wait_for_selector("#stage [data-key=k50].chosen")
+    page.close()
+
+
+def test_the_source_opens_where_the_kernels_begin(browser: Any, tmp_path: Path) -> None:
+    trace = traces.mlp_step()
+    rows = tuple((n + 400, text) for n, text in trace.files[0].lines)
+    above = tuple((n, "# a long introduction") for n in range(1, 401))
+    moved = replace(trace, files=(replace(trace.files[0], lines=above + rows), *trace.files[1:]),
+                    kernels=tuple(replace(k, lines=tuple((f, n + 400) for f, n in k.lines))
+                                  for k in trace.kernels))
+    page = Page(browser, tmp_path / "long.html", moved)
+    top = page.page.locator('#source li[data-line="0:409"]').bounding_box()["y"]
+    assert 0 < top < 800
+    page.close()
+
+
+def test_it_prints(mlp: Page) -> None:
+    mlp.page.emulate_media(media="print")
+    assert not mlp.page.is_visible("#searchbox") and mlp.page.is_visible("#stage .box")
+    assert mlp.page.evaluate("getComputedStyle(document.body).backgroundColor") in (
+        "rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
 
 
 def test_it_works_inside_a_notebooks_frame(browser: Any, tmp_path: Path) -> None:

@@ -258,3 +258,23 @@ def test_what_only_one_trace_has_is_added_or_removed() -> None:
     assert match(trace, fewer).removed == (2,) and match(fewer, trace).added == (2,)
     assert compared(fewer) == fewer.kernels
     assert match(Trace(), trace).added == tuple(k.id for k in trace.kernels)
+
+
+def test_a_program_written_as_a_whole_is_drawn_by_its_ast() -> None:
+    """TGX's tile path leaves one CUSTOM node; what the kernel computes is in its AST."""
+    trace = traces.mlp_step()
+    shell = Graph.of(90, "uops", (Node(0, "PARAM", arg="data0"), Node(1, "CUSTOM", src=(0,)),
+                                  Node(2, "STORE", src=(0, 1))))
+    ast = Graph.of(91, "ast", (Node(0, "PARAM"), Node(1, "REDUCE", src=(0,), origins=(0,)),
+                               Node(2, "STORE", src=(0, 1))))
+    k = trace.kernel(0)
+    whole = replace(
+        trace, graphs=(*trace.graphs, shell, ast),
+        programs=tuple(replace(p, uops=90, sources=()) if p.id == k.program else p
+                       for p in trace.programs),
+        kernels=tuple(replace(x, ast=91) if x.id == 0 else x for x in trace.kernels))
+    assert uops.is_shell(shell) and not uops.is_shell(trace.graph(1))
+    drawn = uops.kernel_graph(whole, k.id, drawn=True)
+    assert drawn is not None and drawn.ops[1] == "REDUCE" and drawn.tensor_ops[1] == "matmul"
+    listed = uops.kernel_graph(whole, k.id)
+    assert listed is not None and listed.ops[1] == "CUSTOM"

@@ -49,7 +49,7 @@ def test_every_command_is_in_the_table_and_every_row_is_a_command() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT) + re.findall(r'src="([^"]+)"', TEXT):
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 

@@ -194,6 +194,8 @@ class Explainer:
         row = REASONS[reason]
         because = row.because.format_map(words)
         advice = " ".join(x for x in (row.fuse_by.format_map(words), fuse) if x)
+        if reason == "assign" and not readers:
+            advice = ""  # it is what the program is for
         number = self.recorder.boundaries
         self.recorder.boundaries += 1
         self.found.append(

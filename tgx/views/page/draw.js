@@ -20,7 +20,7 @@ function textWidth(text, px, bold) {
 // edges: {a, b: indices, label: [..], tip, kind, mark, go()}
 function drawing(boxes, edges, { labels = true, name = "", lanes = false } = {}) {
   for (const b of boxes) {
-    b.title = short(b.title, 42);
+    b.title = short(b.title, lanes && b.kind === "graph" ? 32 : 42);
     b.small = (b.small ?? []).filter(Boolean).map((s) => short(s, 44));
     const pad = { control: 26, reduce: 34, movement: 34, copy: 30, index: 34 }[b.kind] ?? 20;
     b.w = Math.max(textWidth(b.title, 13, true), ...b.small.map((s) => textWidth(s, 11)), 40) + pad;
@@ -46,8 +46,8 @@ function drawing(boxes, edges, { labels = true, name = "", lanes = false } = {})
   return { root, w, h };
 }
 
-const arrowHead = (id, cls) => svg("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7,
-  markerHeight: 7, orient: "auto-start-reverse", class: cls }, svg("path", { d: "M0 0.5 8 4 0 7.5z" }));
+const arrowHead = (id, cls) => svg("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8,
+  markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse", class: cls }, svg("path", { d: "M0 0.5 8 4 0 7.5z" }));
 
 function edgeElement(e, boxes) {
   const dim = boxes[e.a].dim || boxes[e.b].dim;
