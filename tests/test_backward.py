@@ -434,10 +434,10 @@ def test_a_backward_inside_a_jit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert eager.value(w.gradient).sample == (18.0, 64.0)
 
 
-def traced(path: Path, folder: Path, *more: str) -> Trace:
+def traced(path: Path, folder: Path, *more: str, after: tuple[str, ...] = ()) -> Trace:
     """`tgx backward SCRIPT` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "tgx", "backward", *more, str(path)], cwd=folder, text=True,
+        [sys.executable, "-m", "tgx", "backward", *more, str(path), *after], cwd=folder, text=True,
         capture_output=True, timeout=240, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -594,20 +594,23 @@ def test_a_users_own_error_stays_his_own() -> None:
 def mlp_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, str, Path]:
     """(trace, what was printed, folder with its page)."""
     folder = tmp_path_factory.mktemp("mlp")
-    script = ROOT / "traces/mlp_step.py"
-    trace = traced(script, folder, "-o", "kept", "--html", "walk.html")
+    script = ROOT / "traces/guide_step.py"
+    trace = traced(script, folder, "-o", "kept", "--html", "walk.html", after=("mlp",))
     return trace, traced.output, folder  # type: ignore[attr-defined]
 
 
 def test_the_mlps_training_step(mlp_step: tuple[Trace, str, Path]) -> None:
     trace, printed, _ = mlp_step
+    script = ROOT / "traces/guide_step.py"
     (walk,) = trace.walks
     assert walk.repeats == 2 and "stopped when its backward began again" in printed
     names = {t.name for t in walk.targets if t.parameter}
     assert {f"model.layer{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")} <= names
     assert all(t.check.error < 1e-5 for t in walk.targets if t.parameter)
     lines = {walks.place(trace, s) for s in walks.steps(trace, walk.id)}
-    assert {"mlp_step.py:14", "mlp_step.py:15", "mlp_step.py:16"} <= lines
+    layers = [i for i, line in enumerate(script.read_text().splitlines(), 1) if "self.layer" in line
+              and "(x)" in line]  # fmt: skip
+    assert len(layers) == 3 and {f"guide_step.py:{n}" for n in layers} <= lines
     assert len(walks.operations(trace, walk.id)) == 7
     for o in walks.operations(trace, walk.id):
         assert o.op == "flatten" or all(0 <= f.error < 1e-5 for f in o.flows), o
