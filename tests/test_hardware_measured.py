@@ -9,8 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_hardware_report import BOARD, KERNELS, MACHINE
 
@@ -42,10 +43,9 @@ def test_ranks_share_where_values_are_equal() -> None:
     assert spearman([1, 2], [1, 2]) is None and spearman([5, 5, 5], [1, 2, 3]) is None
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.floats(0, 1))
 def test_quantiles_are_numpys(values: list[float], share: float) -> None:
-    import numpy as np
-
     assert quantile(values, share) == pytest.approx(float(np.quantile(values, share)))
 
 
@@ -246,3 +246,30 @@ def test_tegrastats_that_does_not_end_is_killed(path: Path) -> None:
         while not stats.lines and time.perf_counter() - started < 20:
             time.sleep(0.01)
     assert stats.child is not None and stats.child.poll() is not None
+
+
+def test_the_doctor_on_a_board(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tgx.adapter import doctor
+
+    assert doctor.jetson() == []  # no Jetson
+    (path / "nv_tegra_release").write_text("# R35 (release), REVISION: 4.1, GCID: 33958178")
+    printing(path, "nvpmodel", (RECORDED / "nvpmodel.txt").read_text())
+    printing(path, "jetson_clocks", (RECORDED / "jetson_clocks.txt").read_text())
+    library = "/usr/local/cuda/lib64/libnvrtc.so.11.2"
+    monkeypatch.setattr(doctor, "nvrtc_found", lambda: (library, False))
+    rows = {row.what.removeprefix("Jetson: "): row for row in doctor.jetson()}
+    assert rows["JetPack"].ok and "CUDA 11.4" in rows["JetPack"].detail
+    assert not rows["NVRTC"].ok and rows["NVRTC"].install == f"export NVRTC_PATH={library}"
+    assert not rows["GPU clock held"].ok and "sudo jetson_clocks" in rows["GPU clock held"].install
+    assert rows["power mode"].detail == "15W" and not rows["tegrastats"].ok
+    assert not any(row.needed for row in rows.values())  # TGX runs there without all that
+    (path / "nv_tegra_release").write_text("# R32 (release), REVISION: 7.6, GCID: 38171779")
+    nano = next(row for row in doctor.jetson() if row.what == "Jetson: JetPack")
+    assert not nano.ok and "DEVICE=TGX" in nano.install
+
+
+def test_where_tinygrad_looks_for_nvrtc_is_asked_of_tinygrad() -> None:
+    from tgx.adapter import doctor, nvrtc
+
+    ours, tinygrads = doctor.nvrtc_found()
+    assert bool(ours) == bool(nvrtc.installed()) and isinstance(tinygrads, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,30 @@ def test_ci_finds_the_readmes_commands(tmp_path: Path) -> None:
         )
         assert shown.stdout.splitlines() == commands(heading)
     assert f"python{sys.version_info[0]}" in commands("Set up")[0]
+
+
+def test_the_commands_about_gpus_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is run by tests of its own (test_hardware_*, test_jetson, test_measure_gpu); here, that
+    the README's arguments are theirs, and that what it names is there."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    import measure_gpu
+
+    from tgx.hardware import profiles
+
+    text = section("A GPU that is not here, and one that is")
+    lines = [line for block in re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)
+             for line in block.splitlines()]  # fmt: skip
+    assert len(lines) == 6
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "tgx":
+            options = cli.make_parser().parse_args(words)
+            assert (ROOT / options.script[0]).is_file()
+            if options.device:
+                profiles.machine(profiles.find(options.device), options.mode)
+            continue
+        assert (ROOT / words[0].replace("board/", "examples/")).is_file()
+        if words[0] == "tests/measure_gpu.py":
+            profiles.machine(profiles.find(measure_gpu.arguments(words[1:]).device))
+    source = (ROOT / "examples/jetson.py").read_text()
+    assert all(word in source for word in ('"pack"', '"run"', '"--out"'))

@@ -111,7 +111,7 @@ COMMANDS: dict[str, Command] = {
         bench,
     ),
     "profile": Command(
-        "what each kernel of a script will cost on a board that is not here",
+        "what each kernel of a script costs: measured here, or predicted for a board elsewhere",
         "tgx profile --device jetson-orin-nano-super --mode 15W examples/mnist.py",
         profile,
     ),

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from pathlib import Path
 
 from tgx import settings
-from tgx.adapter import compat, devices, patches
+from tgx.adapter import board, compat, devices, patches
 from tgx.errors import TgxError
 from tgx.hardware import tegra
 
@@ -186,25 +185,38 @@ def cuda() -> Finding:
 
 def jetson() -> list[Finding]:
     """On a Jetson: what its release brings, and what stands in tinygrad's way. Needs no root."""
-    release = Path("/etc/nv_tegra_release")
-    if not release.is_file():
+    text = board.release()
+    if not text:
         return []
+    ours, tinygrads = nvrtc_found()
+    stats = shutil.which("tegrastats") is not None
+    found, said = board.read()
+    clocks = found.clocks if found is not None else None
+    checks = tegra.checks(text, sys.version_info[:2], stats, tinygrads, clocks)
+    rows = [
+        Finding(f"Jetson: {check.what}", check.ok, False, check.detail, "its GPU",
+                f"export NVRTC_PATH={ours}" if check.what == "NVRTC" and ours else check.fix)
+        for check in checks
+    ]  # fmt: skip
+    if found is not None and found.mode is not None:
+        rows.append(Finding("Jetson: power mode", True, False, found.mode[0]))
+    rows += [Finding("Jetson: note", True, False, line) for line in said]
+    return rows
+
+
+def nvrtc_found() -> tuple[str, bool]:
+    """The path of an NVRTC that tgx finds here ("" for none), and whether tinygrad finds one: it
+    looks in fewer places, and passes over names like libnvrtc.so.11.2."""
     try:
+        import_module("tinygrad.runtime.autogen.nvrtc")  # loads it
+        from tinygrad.runtime.support.c import DLL
+
         from tgx.adapter import nvrtc
 
-        compilers = len(nvrtc.installed())
-    except ImportError:  # no tinygrad: a line of its own says so
-        compilers = 0
-    try:
-        text = release.read_text(errors="replace")
-    except OSError as error:
-        return [Finding("Jetson", False, False, f"cannot read {release}: {error.strerror}")]
-    stats = shutil.which("tegrastats") is not None
-    checks = tegra.checks(text, sys.version_info[:2], stats, compilers > 0)
-    return [
-        Finding(f"Jetson: {check.what}", check.ok, False, check.detail, "its GPU", check.fix)
-        for check in checks
-    ]
+        libraries = nvrtc.installed()
+    except Exception:  # no tinygrad, or a broken library: lines of their own say so
+        return "", False
+    return str(libraries[0].path) if libraries else "", "nvrtc" in DLL._loaded_
 
 
 def extra(name: str) -> Finding:

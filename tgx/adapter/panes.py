@@ -54,6 +54,8 @@ def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model
         return _below_ir(compiler, str(compiler.optimized(source)[0]))
     if source.lstrip().startswith((".version", "//")) and ".visible" in source:
         return [model.Code("ptx", source, "ptx")]
+    if binary[:2] == b"//" and b".visible .entry" in binary:  # CUDA: what its compiler hands on
+        return [model.Code("ptx", binary.decode(errors="replace").rstrip("\0"), "ptx")]
     if binary[:4] == b"\x7fELF" or device.startswith("CPU"):
         return [model.Code("asm", disassembled(binary), "asm")] if binary else []
     return []
