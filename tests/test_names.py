@@ -98,3 +98,6 @@ def test_layers_losses_and_optimizers() -> None:
     ):
         assert expected in found, (expected, "\n".join(found))
     assert not [n for n in found if "unknown" in n or len(n) > 60]
+    stored = {b.name for b in t.trace.buffers}
+    assert {"∂out", "∂hidden", "∂out.weight", "relu + hidden + bias"} <= stored
+    assert not [n for n in stored if " = " in n or " through " in n]

@@ -291,7 +291,7 @@ class Builder:
             self.kernels[i] = self.recorder.kernels[kernel.id] = replace(kernel, name=name)
         for number, kernel in written.items():
             if not self.buffers[number].name:
-                self._set(number, name=self.recorder.kernels[kernel.id].name)
+                self._set(number, name=names.value(self.recorder.kernels[kernel.id].name))
             self._set(number, origins=kernel.origins[-1:])
         self.boundaries = Explainer(self).boundaries()
         inner = [b for b in self.buffers.values() if b.kind == "intermediate"]

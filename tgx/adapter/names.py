@@ -287,6 +287,14 @@ def kernel(
     return text
 
 
+def value(kernel: str) -> str:
+    """What a kernel's result is called: ``∂w2`` of ``∂w2 = a1ᵀ·∂z2``."""
+    left, equals, right = kernel.partition(" = ")
+    if equals and " + " in right:
+        left += f" + {right.rpartition(' + ')[2]}"
+    return left.partition(" through ")[0]
+
+
 def is_state(name: str) -> bool:
     """Whether a buffer's name is an optimizer's own: ``opt.m[0]``, ``opt.b1_t``, ``opt.lr``."""
     last = name.rpartition(".")[2].partition("[")[0]

@@ -52,7 +52,12 @@ function paintSource(file, lit, tabs, fresh = false) {
   const most = Math.max(1e-9, ...[...shares.values()].map((s) => s.us));
   const keep = pane.scrollTop;
   const list = el("ol", { class: "code", start: file.lines[0]?.[0] ?? 1 });
-  let previous = null;
+  let previous = null, quoted = false; // inside a string of several lines
+  const strung = (text) => {
+    const marks = text.split('"""').length - 1, before = quoted;
+    if (marks % 2) quoted = !quoted;
+    return before || marks % 2 ? [el("span", { class: "ts" }, text)] : highlight(text, "python");
+  };
   for (const [n, text] of file.lines) {
     const share = shares.get(n);
     if (previous !== null && n > previous + 1) list.append(el("li", { class: "skip", "aria-hidden": true }, "⋯"));
@@ -65,7 +70,7 @@ function paintSource(file, lit, tabs, fresh = false) {
         + share.kernels.slice(0, 8).map((k) => k.name).join("\n") : undefined,
       onclick: share ? () => selectLine(key) : undefined,
       onkeydown: (e) => { if (e.key === "Enter" && share) selectLine(key); },
-    }, el("span", { class: "no" }, n), el("span", { class: "text" }, highlight(text, "python")),
+    }, el("span", { class: "no" }, n), el("span", { class: "text" }, ...strung(text)),
     share ? el("span", { class: "meter" }, [...share.phases].sort().map((p) => el("i", { class: `dot tone-${p}` })),
       el("span", { class: "count" }, share.kernels.length),
       el("span", { class: "bar" }, el("span", { style: `width:${Math.round((share.us / most) * 100)}%` }))) : null));

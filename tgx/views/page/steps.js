@@ -1,7 +1,7 @@
 // Rewrites: the passes of a kernel's program (or its schedule), and one step at a time.
 // A step is four numbers; drawing one touches only the nodes near it, so any step is quick.
 
-let showUnchanged = false, passFilter = "", passOwner = "p";
+let showUnchanged = false, passFilter = "", passOwner = "p", ownerChosen = false;
 
 const passList = (k) => {
   const program = T.programs.get(k?.program)?.passes ?? [];
@@ -48,6 +48,8 @@ function stepsTab(k) {
     return quiet(T.env.level === "full" ? "This kernel's program has no recorded rewrites: it was compiled before the trace began, or served from a cache."
       : "Rewrites were not recorded: trace again with --level full.", "rewrite");
   }
+  const changed = (list) => list.some((p) => p[3] > 0);
+  if (!ownerChosen && S.p < 0) passOwner = changed(lists.p) || !changed(lists.s) ? "p" : "s";
   if (!lists[passOwner].length) passOwner = lists.p.length ? "p" : "s";
   // unpacked meanwhile, so that the first step is as quick as the others
   setTimeout(() => { detail("rp" + k.program); detail("rs" + k.schedule); }, 50);
@@ -61,7 +63,7 @@ function stepsTab(k) {
       "data-pass": id, onclick: () => openPass(id), disabled: !n },
     el("span", { class: "name" }, name), el("span", { class: "count" }, n ? `${matches}` : "–"),
     el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })))),
-    el("p", { class: "quiet" }, rows.length ? "" : "no pass by this name", !showUnchanged && quietOnes ? `${quietOnes} ${quietOnes === 1 ? "pass" : "passes"} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
+    el("p", { class: "quiet" }, rows.length ? "" : passFilter ? "no pass by this name; " : "no pass changed anything; ", !showUnchanged && quietOnes ? `${quietOnes} ${quietOnes === 1 ? "pass" : "passes"} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
   };
   fillList();
   requestAnimationFrame(() => {
@@ -69,8 +71,8 @@ function stepsTab(k) {
     if (on) list.scrollTop = on.offsetTop - list.offsetTop - 40;
   });
   root.append(el("div", { class: "pick" },
-    lists.p.length ? el("button", { class: passOwner === "p" ? "on" : "", onclick: () => { passOwner = "p"; paint(true); } }, "this kernel") : null,
-    lists.s.length ? el("button", { class: passOwner === "s" ? "on" : "", onclick: () => { passOwner = "s"; paint(true); } }, "its schedule") : null,
+    lists.p.length ? el("button", { class: passOwner === "p" ? "on" : "", onclick: () => { passOwner = "p"; ownerChosen = true; paint(true); } }, "this kernel") : null,
+    lists.s.length ? el("button", { class: passOwner === "s" ? "on" : "", onclick: () => { passOwner = "s"; ownerChosen = true; paint(true); } }, "its schedule") : null,
     el("input", { type: "search", placeholder: "find a pass", value: passFilter, "aria-label": "find a pass", oninput: (e) => { passFilter = e.target.value; fillList(); } }),
     el("label", {}, el("input", { type: "checkbox", checked: !showUnchanged, onchange: (e) => { showUnchanged = !e.target.checked; fillList(); } }), "hide passes that changed nothing")),
   list);
