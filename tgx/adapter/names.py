@@ -331,7 +331,8 @@ PLAIN_STEPS = {
     "reduce", "alu", "binop", "movement", "broadcast", "promote", "cast", "where", "reshape",
     "expand", "permute", "broadcast_to", "unknown", "neg", "mul", "add", "sub", "div",
     "reciprocal", "ne", "eq", "gt", "lt", "logical_not", "getitem", "shrink", "pad", "const_like",
-    "le", "ge", "unsqueeze", "transpose", "flip", "tri", "tril", "triu", "masked_fill", "full", "arange",
+    "le", "ge", "unsqueeze", "transpose", "flip", "tri", "tril", "triu", "masked_fill",
+    "full", "arange",
 }  # fmt: skip
 """Steps inside an operation that say nothing of what it does there."""
 
