@@ -20,7 +20,7 @@ import numpy as np
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import Ops
 
-from tgx.devices.model import Pack, body_of, bounds, dependence
+from tgx.devices.model import Pack, body_of, bounds, dependence, projected, strides
 from tgx.devices.nest import Mask, Miss, Nest, Node
 from tgx.devices.plan import Plan
 from tgx.devices.values import Values
@@ -215,13 +215,19 @@ class Emitter(Values):
             parts = [self.part(p, scope, units) for p in self.nest.parts]
             accs = self.accumulate(scope, units)
             outer = scope.at.get(self.plan.hoisted or "")
+            rows = self.turning(scope)
+            values: dict[tuple[tuple[int, ...], int], Value] = {}
             for coords in self.tiles(scope):
                 for unit in range(units):
                     here = replace(scope, coords=coords, unit=unit)
                     key = tuple(coords.values()), unit
                     if outer is not None and outer.base is not None:
                         accs[key] = self.continued(accs[key], outer.base, here)
-                    self.finish(accs[key], here, [p[key] for p in parts])
+                    values[key] = self.finish(accs[key], here, [p[key] for p in parts])
+                    if rows is None:
+                        self.store(self.nest.store, values[key], here)
+            if rows is not None:
+                self.store_turned(rows, values, scope, units)
         else:
             self.across(scope)
 
@@ -259,8 +265,43 @@ class Emitter(Values):
         self.plan, self.nest, self.deps, self.red, self.body = mine
         return sums
 
-    def finish(self, acc: Value, scope: Scope, parts: list[Value] | None = None) -> None:
-        """The epilogue of one accumulator, and its store."""
+    def turning(self, scope: Scope) -> str | None:
+        """The tile axis along which outputs lie in a row, where the lanes are far apart."""
+        store, near = self.nest.store, strides(self.nest.store.index, scope.lane, self.nest, 2)
+        if near[1] == 1 or len(scope.lane) > 1 or store.masks or store.dtype is dtypes.bool:
+            return None
+        found = (a for a in self.tile if store.index[a] == 1 and scope.at[a].count >= 4)
+        return next(found, None)
+
+    def store_turned(
+        self,
+        axis: str,
+        values: dict[tuple[tuple[int, ...], int], Value],
+        scope: Scope,
+        units: int,
+    ) -> None:
+        """Rows of the tile change places with lanes, and what was far apart is stored in a row."""
+        (lane,), w = scope.lane, scope.width
+        for coords in self.tiles(scope):
+            if coords[axis] % w:
+                continue
+            n = min(w, scope.at[axis].count - coords[axis])
+            for unit in range(units):
+                keys = [{**coords, axis: coords[axis] + i} for i in range(n)]
+                rows = [values[tuple(k.values()), unit] for k in keys]
+                rows = [self.widen(v, w) for v in rows]
+                block = scope.at[lane]
+                for i, v in enumerate(self.transposed(rows)):
+                    first = unit * w + i
+                    if first >= scope.valid:
+                        break
+                    at = {**scope.at, lane: Block(block.base, block.offset + first, 1)}
+                    here = replace(scope, at=at, lane=(axis,), valid=n, unit=0, memo={})
+                    here.coords = coords
+                    self.store(self.nest.store, v, here)
+
+    def finish(self, acc: Value, scope: Scope, parts: list[Value] | None = None) -> Value:
+        """The epilogue of one accumulator."""
         assert self.red is not None
         key = (
             self.red,
@@ -284,7 +325,7 @@ class Emitter(Values):
                     tuple(scope.coords.get(a, 0) for a in self.tile if a in self.deps[n]),
                     scope.unit if lanes else -1,
                 ] = parts[n.arg]
-        self.store(self.nest.store, self.ev(self.nest.value, here), here)
+        value = self.ev(self.nest.value, here)
         scope.memo.update(
             {
                 k: v
@@ -292,6 +333,7 @@ class Emitter(Values):
                 if not isinstance(k[0], Node) or not any(n in sums for n in k[0].walk())
             }
         )
+        return value
 
     def accumulate(self, scope: Scope, units: int) -> dict[tuple[tuple[int, ...], int], Value]:
         """Run the reduction loops over a tile; the finished accumulators."""
@@ -313,7 +355,7 @@ class Emitter(Values):
         for (
             whole
         ) in self.nest.domain:  # gates that only the outputs decide: all of the sum, or nothing
-            if (m := project(whole, scope.lane)) is not None and not sums & set(m.axes):
+            if (m := projected(whole, scope.lane)) is not None and not sums & set(m.axes):
                 if any(scope.at[a].count != 1 for a in m.axes):
                     raise Miss("a gate varies inside the tile")
                 closed = self.both(closed, self.mask_lookup(m, scope, False))
@@ -385,7 +427,7 @@ class Emitter(Values):
         mine = [
             p
             for m in self.nest.domain
-            if (p := project(m, self.plan.lane)) is not None
+            if (p := projected(m, self.plan.lane)) is not None
             and axis in p.axes
             and all(a == axis or a in scope.at for a in p.axes)
         ]
@@ -452,6 +494,8 @@ class Emitter(Values):
         lane_masks = tuple(m for m in self.nest.domain if any(a in m.axes for a in scope.lane))
         kind = vector(TYPES[self.red.dtype], scope.width)
         for coords in self.tiles(scope):
+            if self.outside(coords, scope):
+                continue
             for unit in range(units):
                 here = replace(scope, coords=coords, unit=unit)
                 slot = slots[tuple(coords.values()), unit]
@@ -469,6 +513,20 @@ class Emitter(Values):
                     keep = self.widen(keep, scope.width)
                     new = Value(self.let(f"select {keep}, {new}, {old}"), new.dtype, new.lanes)
                 self.emit(f"store {new}, ptr {slot}")
+
+    def outside(self, coords: dict[str, int], scope: Scope) -> bool:
+        """Is this point of the tile known, while compiling, to be no part of the sum?"""
+        for m in self.nest.domain:
+            if (p := projected(m, scope.lane)) is None:
+                continue
+            places = [scope.at.get(a) for a in p.axes]
+            if all(b is not None and b.base is None for b in places):
+                at = tuple(
+                    b.offset + coords.get(a, 0) for a, b in zip(p.axes, places, strict=True) if b
+                )
+                if not p.table[at]:
+                    return True
+        return False
 
     def zero_past_end(self) -> bool:
         """Do lanes past the end add nothing? Their loads give 0, but 0 times the reciprocal of
@@ -518,7 +576,8 @@ class Emitter(Values):
             return self.rows(axis, accs, scope)
         for coords in self.tiles(scope):
             total = self.horizontal(op, accs[tuple(coords.values())])
-            self.finish(total, replace(outside, coords=coords))
+            here = replace(outside, coords=coords)
+            self.store(self.nest.store, self.finish(total, here), here)
         return None
 
     def horizontal(self, op: Ops, v: Value) -> Value:
@@ -606,7 +665,7 @@ class Emitter(Values):
             here = replace(
                 scope, lane=(axis,), width=n, valid=n, memo={}, coords={**coords, axis: 0}
             )
-            self.finish(row, here)
+            self.store(self.nest.store, self.finish(row, here), here)
 
     # ---------- the whole text ----------
 
@@ -635,19 +694,6 @@ class Emitter(Values):
             "}",
         ]
         return "\n".join([*self.globals.values(), *sorted(self.declared), *entry, *body, ""])
-
-
-def project(m: Mask, lane: tuple[str, ...]) -> Mask | None:
-    """The mask without its lane axes: where some lane is valid. None if that is everywhere."""
-    drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
-    if not drop:
-        return m
-    table = m.table.any(drop)
-    return (
-        None
-        if table.all()
-        else Mask.of([a for a in m.axes if a not in lane], np.ascontiguousarray(table))
-    )
 
 
 def zero_where(node: Node, mask: Mask) -> bool:

@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from tinygrad.dtype import dtypes
 
 from tgx.devices.merge import MASK_BYTES, accesses
-from tgx.devices.nest import Access, Affine, Axis, Nest, Node
+from tgx.devices.nest import Access, Affine, Axis, Mask, Nest, Node
 
 PACK_BYTES = 272 << 10  # largest packed operand: it lives on a thread's stack
 MAX_CHUNKS = 16
@@ -93,6 +94,39 @@ def bounds(nest: Nest, lane: tuple[str, ...]) -> set[str]:
     return out
 
 
+def projected(m: Mask, lane: tuple[str, ...]) -> Mask | None:
+    """The mask without its lane axes: where some lane is valid. None if that is everywhere."""
+    drop = tuple(i for i, a in enumerate(m.axes) if a in lane)
+    if not drop:
+        return m
+    table = m.table.any(drop)
+    if table.all():
+        return None
+    return Mask.of([a for a in m.axes if a not in lane], np.ascontiguousarray(table))
+
+
+def edges(nest: Nest, lane: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    """Output axes that a tile can hold whole although a few taps fall over their edge: with those
+    sums written out, which products exist is known while compiling. axis -> its sums."""
+    masks = [p for m in nest.domain if (p := projected(m, lane)) is not None]
+    sums = {a.name for a in nest.axes if not a.out and a.size <= 8} - {*lane}
+    found: dict[str, frozenset[str]] = {}
+    for axis in nest.axes:
+        if not axis.out or axis.name in lane or axis.size > 24 or nest.parts:
+            continue
+        taps = {a for m in masks if axis.name in m.axes for a in m.axes} - {axis.name}
+        pairs = [set(m.axes) for m in masks if taps & set(m.axes) or axis.name in m.axes]
+        if taps and taps <= sums and all(p <= {axis.name, *taps} for p in pairs):
+            found[axis.name] = frozenset(taps)
+    return found
+
+
+def settled(nest: Nest, lane: tuple[str, ...], tile: dict[str, int]) -> frozenset[str]:
+    """The axes of `edges` that this tile holds, and their sums."""
+    held = {a: taps for a, taps in edges(nest, lane).items() if tile.get(a) == nest.size(a)}
+    return frozenset(held).union(*held.values())
+
+
 def body_of(nest: Nest) -> Node:
     red = nest.reduction
     return red.src[0] if red is not None else nest.value
@@ -154,6 +188,7 @@ class Model:
         self.width = machine.vector // max([*sizes, nest.store.dtype.itemsize, 2])
         self.outs = [a for a in nest.axes if a.out]
         self.written = {a.name for a in self.outs}
+        self.found_edges: dict[tuple[str, ...], dict[str, frozenset[str]]] = {}
         self.sums = [a for a in nest.axes if not a.out]
         # parts cost like so many more steps of the nest's own sum
         trips = [math.prod(a.size for a in n.axes if not a.out) for n in (nest, *nest.parts)]
@@ -231,8 +266,14 @@ class Model:
 
     def tile_axes(self, lane: tuple[str, ...]) -> list[Axis]:
         """Output axes that may be held in registers: not those that a loop bound depends on."""
-        bound = bounds(self.nest, lane)
+        bound = bounds(self.nest, lane) - set(self.edges(lane))
         return [a for a in self.outs if a.name not in lane and a.name not in bound and a.size > 1]
+
+    def edges(self, lane: tuple[str, ...]) -> dict[str, frozenset[str]]:
+        """See `edges`; lanes that are summed leave no room for taps inside them."""
+        if lane not in self.found_edges:
+            self.found_edges[lane] = edges(self.nest, lane) if lane[0] in self.written else {}
+        return self.found_edges[lane]
 
     def arithmetic(self, operands: list[Operand]) -> list[frozenset[str]]:
         """What is computed in the innermost body: for each operation, the axes it varies over."""
@@ -251,7 +292,7 @@ class Model:
         """(cycles of one step of the innermost body, registers)."""
         lanes_out = any(a.name in lane for a in self.outs)
         accs = math.prod(tile.values()) * vectors
-        loads = vec_copies = 0.0
+        loads = vec_copies = late = 0.0
         for o in operands:
             copies = math.prod(n for a, n in tile.items() if a in o.axes) * (
                 vectors if o.vector else 1
@@ -263,17 +304,26 @@ class Model:
                 for a in self.sums
                 if o.access.index[a.name] and a.name not in lane
             ]
+            long = math.prod(a.size for a in self.sums if o.access.index[a.name])
+            if rows > 16 and rows * long * o.access.dtype.itemsize > self.machine.l1:
+                late += 0.5 * (rows - 16)  # more streams than a CPU fetches ahead
             if steps and min(steps) * o.access.dtype.itemsize >= 1024:
                 loads += 1.5 * rows  # every step of the sum is a new page, or nearly
             if o.vector:
                 vec_copies += copies
-        work = 0.0
+        work, edge = 0.0, self.edges(lane)
         for axes in arithmetic:
             copies = math.prod(c for a, c in tile.items() if a in axes)
-            work += copies * (vectors if any(a in axes for a in lane) else 1) * 0.5
+            shared = any(a in tile and a in axes and taps & axes for a, taps in edge.items())
+            work += copies * (vectors if any(a in axes for a in lane) else 1) * 0.5 / (1 + shared)
         if lanes_out:
             scalars = [o for o in operands if not o.vector]
             need = accs + vec_copies + (2 if scalars and vectors > 1 else 1)
+            for axis, taps in edge.items():
+                if axis in tile:  # a number that several taps share waits in a register
+                    shared = [o for o in scalars if axis in o.axes and taps & o.axes]
+                    held = [math.prod(n for a, n in tile.items() if a in o.axes) for o in shared]
+                    need += 0.8 * sum(held)
         else:
             sides = sorted(
                 math.prod(n for a, n in tile.items() if a in o.axes) * vectors
@@ -281,7 +331,7 @@ class Model:
                 if o.vector
             )
             need = accs + sum(sides[:-1]) + 1
-        return max(accs / self.machine.fma, loads) + work + 1.0 / max(1, accs / 8), need
+        return max(accs / self.machine.fma, loads) + work + late + 1.0 / max(1, accs / 8), need
 
     def order(
         self,
@@ -412,7 +462,7 @@ class Model:
         extents = tuple((a, extent[a]) for a in order)
         pack = Pack(node, len(outside), extents, tuple(strides.items()), size, along)
         work = sum(n.op not in ("load", "const", "cast") for n in node.walk())
-        each = 8.0 + work + (12.0 if order[-1] != along else 0.0)
+        each = 8.0 + work + (13.0 if order[-1] != along else 0.0)
         return pack, math.prod(trips[a] for a in outside) * size / self.width * each
 
 

@@ -31,10 +31,12 @@ from tgx.devices.model import (
     Pack,
     body_of,
     bounds,
+    projected,
+    settled,
     strides,
     vector_cost,
 )
-from tgx.devices.nest import Miss, Nest
+from tgx.devices.nest import Axis, Miss, Nest
 
 
 @dataclass(frozen=True)
@@ -175,20 +177,21 @@ def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Itera
     contracts = model.red is not None
     arithmetic = model.arithmetic(operands)
     lane_size = math.prod(nest.size(a) for a in lane)
-    bound = bounds(nest, lane)
-    sums = tuple(
-        a.name
-        for a in sorted(  # bounded loops outside, then the long strides
-            model.sums,
-            key=lambda a: (
-                a.name == lane[0],
-                a.name not in bound,
-                -min(
-                    [abs(o.access.index[a.name]) for o in operands if o.access.index[a.name]] or [0]
-                ),
-            ),
-        )
-    )
+    bound, edge = bounds(nest, lane), model.edges(lane)
+
+    def order_of_sums(inside: frozenset[str]) -> tuple[str, ...]:
+        """Bounded loops outside, then the long strides; what has to be written out, inside."""
+
+        def key(a: Axis) -> tuple[bool, bool, bool, int]:
+            strides = [abs(o.access.index[a.name]) for o in operands if o.access.index[a.name]]
+            bounded = a.name in bound
+            return a.name == lane[0], a.name in inside, not bounded, -min(strides or [0])
+
+        return tuple(a.name for a in sorted(model.sums, key=key))
+
+    masks = [p for m in nest.domain if (p := projected(m, lane)) is not None]
+    valid = math.prod(float(p.table.mean()) for p in masks)  # of all points: loops skip the others
+    sums = order_of_sums(frozenset())
     useful = [a for a in model.tile_axes(lane) if any(a.name not in o.axes for o in operands)]
     combos = [c for k in range(1, 3 if lanes_out else 4) for c in itertools.combinations(useful, k)]
     offsets = strides(nest.store.index, lane, nest, w) if lanes_out else []
@@ -199,7 +202,8 @@ def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Itera
         if (vectors - 1) * w >= lane_size:
             return
         for combo in [(), *(combos if contracts else [])]:
-            for counts in itertools.product(*[menu(a.size, machine.registers) for a in combo]):
+            sizes = [[a.size] if a.name in edge else menu(a.size, machine.registers) for a in combo]
+            for counts in itertools.product(*sizes):
                 accs = math.prod(counts) * vectors
                 if (combo and 1 in counts) or accs > machine.registers:
                     continue
@@ -213,14 +217,18 @@ def tiles(model: Model, lane: tuple[str, ...], operands: list[Operand]) -> Itera
                 # a last tile with fewer vectors costs less than a full one
                 part = -(-lane_size // w) / vectors
                 steps = tiles * part * math.prod(a.size for a in model.sums if a.name not in lane)
-                cost = model.more * steps * max(cycles, 4.0 if contracts else 0.0)
+                cost = model.more * valid * steps * max(cycles, 4.0 if contracts else 0.0)
+                rows = [tile[a] for a in tile if nest.store.index[a] == 1]
+                put = min(store, 96 / min(rows[0], w)) if lanes_out and rows else store
                 cost += (
                     tiles
                     * (part if lanes_out else 1.0)
-                    * (accs * store + (6.0 if contracts else 0.0))
+                    * (accs * put + (6.0 if contracts else 0.0))
                 )
                 order = tile if lanes_out else held(tile, operands)
-                yield Candidate(model, lane, vectors, order, operands, sums, cost)
+                taps = settled(nest, lane, tile) & set(sums) if edge else frozenset()
+                turns = order_of_sums(frozenset(taps)) if taps else sums
+                yield Candidate(model, lane, vectors, order, operands, turns, cost)
 
 
 def held(tile: dict[str, int], operands: list[Operand]) -> dict[str, int]:
@@ -244,10 +252,11 @@ def unrolled(plan: Plan) -> tuple[str, ...]:
     size = math.prod(n for _, n in plan.tile) * plan.vectors
     size *= max(1, sum(1 for n in body_of(plan.nest).walk() if n.op not in ("load", "const")))
     out: list[str] = []
-    bound = bounds(plan.nest, plan.lane)
+    inside = settled(plan.nest, plan.lane, dict(plan.tile))
+    bound = bounds(plan.nest, plan.lane) - inside
     for s in reversed(plan.sums):
         n = plan.nest.size(s)
-        if s in plan.lane or s in bound or size * n > 100:
+        if s in plan.lane or s in bound or (size * n > 100 and s not in inside):
             break
         out.append(s)
         size *= n

@@ -110,7 +110,7 @@ def test_a_variable_picks_the_batch() -> None:
         return (x[at].relu() @ y + z[to]).realize()
 
     with Context(PARALLEL=0):
-        got, records = paths(lambda: work(i.bind(4), j.bind(1)).numpy())
+        _, records = paths(lambda: work(i.bind(4), j.bind(1)).numpy())
     assert [r.path for r in records] == ["tile"] and "later" in records[0].nest
     for a, b in ((4, 1), (0, 0), (2, 6), (4, 3)):
         want = np.maximum(data[a], 0).astype(float) @ w + shift[b]
@@ -122,6 +122,7 @@ def test_a_variable_picks_where_to_write() -> None:
     x = tgx(data)
     with Context(PARALLEL=0):
         _, records = paths(lambda: x[at.bind(2)].assign(x[at.bind(2)] * 2 + 1).realize())
+    assert [r.path for r in records] == ["tile"]
     data[2] = data[2] * 2 + 1
     np.testing.assert_allclose(x.numpy(), data, rtol=1e-6)
 
@@ -438,6 +439,7 @@ def every_plan_agrees(root: Path, arch: str = "") -> int:
         from tgx.devices import merge
         from tgx.devices.compiler import Loaded, TGXCompiler
         from tgx.devices.emit import emit
+        from tgx.devices.model import settled
         from tgx.devices.nest import Miss
         from tgx.devices.plan import Machine, candidates, chunked, finished, unrolled
         from tgx.devices.plan import replace
@@ -450,6 +452,9 @@ def every_plan_agrees(root: Path, arch: str = "") -> int:
             "cut": lambda: (empty(18, 128) @ empty(128, 40)).realize(),
             "weights": conv(4, 5, 7, 7, 18, 3, "w", padding=1),
             "by pixel": conv(2, 24, 5, 5, 17, 1, "y"),
+            "image": conv(2, 5, 7, 7, 18, 3, "y", padding=1),
+            "stride": conv(2, 6, 11, 10, 17, 3, "y", padding=1, stride=2),
+            "gradient": conv(1, 18, 6, 7, 5, 3, "x", padding=1),
         }
         compiler = TGXCompiler(sys.argv[2])
         machine, kinds = Machine.of(compiler.vector_bytes, compiler.architecture), set()
@@ -458,7 +463,8 @@ def every_plan_agrees(root: Path, arch: str = "") -> int:
             for ast in kernels(work):
                 found = {}
                 for c in sorted(candidates(recover(ast), machine), key=lambda c: c.cost):
-                    how = c.lane, bool(c.model.hoisted), tuple(o.packed for o in c.operands)
+                    whole = bool(settled(c.model.nest, c.lane, c.tile))
+                    how = c.lane, c.model.hoisted, whole, tuple(o.packed for o in c.operands)
                     if len(found.setdefault(how, [])) < 1 and (p := finished(c)) is not None:
                         found[how].append(p)
                 data, slots = buffers(ast), tuple(p.arg.slot for p in parameters(ast))
@@ -479,8 +485,9 @@ def every_plan_agrees(root: Path, arch: str = "") -> int:
                             kind(code.address["kernel"])(args, chunk)
                         np.testing.assert_array_equal(mine[out].reshape(-1),
                                                       expected.reshape(-1))
-                        kinds.add((p.hoisted is not None, *(
+                        kinds.add((p.hoisted is not None, how[2], *(
                             (q.along != q.extents[-1][0], q.node.op == "load") for q in p.packs)))
+        assert any(edges for _, edges, *_ in kinds), kinds
         print(len(kinds))
     """)
     run = subprocess.run(
@@ -494,8 +501,9 @@ def every_plan_agrees(root: Path, arch: str = "") -> int:
 
 
 def test_every_plan_computes_the_same(root: Path) -> None:
-    """Turned copies and straight ones, of loads and of expressions; sums whole and in blocks."""
-    assert every_plan_agrees(root) > 6
+    """Turned copies and straight ones, of loads and of expressions; sums whole and in blocks; rows
+    of an image whole in a tile, taps over its edge left out; stores that change rows for lanes."""
+    assert every_plan_agrees(root) > 8
 
 
 @pytest.mark.slow
