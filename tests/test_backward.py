@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from tinygrad import Tensor, nn
+from tinygrad import Tensor, Variable, nn
 from tinygrad.helpers import Context
 
 import tgx
@@ -465,7 +466,63 @@ def test_a_function_has_a_walk_of_its_own() -> None:
     assert value["a"] == pytest.approx([2 * math.cos(1) + 1, 3 * math.cos(3) + 1], rel=1e-5)
 
 
+# **** the guide's Project 5 ****
+
+
+@pytest.mark.parametrize("text", ["x*x", "x*x + x"])
+def test_the_walkthrough_is_true(text: str) -> None:
+    """Every file and line it names is there, in the tinygrad that is installed, and says that."""
+    import tinygrad
+
+    shown = expression(text, "x=2.0").render("markdown")
+    home = Path(tinygrad.__file__).parents[1]
+    places = re.findall(r"`(tinygrad/[\w/]+\.py):(\d+)`", shown)
+    assert {file for file, _ in places} == {
+        "tinygrad/tensor.py", "tinygrad/mixin/op.py", "tinygrad/mixin/gradient.py"}  # fmt: skip
+    assert len(places) == 10 + text.count("*") + text.count("+")
+    quoted = re.findall(r"`(tinygrad/[\w/]+\.py):(\d+)`.*?\n\n(?: {4,})(.+?)\n", shown)
+    assert len(quoted) == len(places), "each with its line"
+    for file, number, line in quoted:
+        live = (home / file).read_text().splitlines()[int(number) - 1]
+        assert live.strip().rstrip(",") == line, (file, number)
+    result = {"x*x": "4", "x*x + x": "5"}[text]
+    assert f"| `x` | 2 | {result} | {result} | ✓" in shown
+    assert f"### 1. {'ADD' if '+' in text else 'MUL'}: `{text}`" in shown
+    assert "- ∂\\(a·b\\)/∂a = b = 2, so `x` gets **2**" in shown
+
+
 # **** in Python ****
+
+
+def test_it_draws_itself_in_a_notebook() -> None:
+    told = expression("x*x", "x=3.0")
+    frame = told._repr_html_()
+    assert frame.startswith("<iframe srcdoc=") and "&lt;script" in frame and "<script" not in frame
+    try:
+        assert told._repr_svg_().startswith("<svg")
+    except tgx.TgxError as error:
+        assert "graphviz" in str(error)
+    assert str(told).startswith("x*x = 9: 1 step")
+
+
+def test_narrow_types_are_held_to_what_they_can() -> None:
+    told = expression("(x.cast('half')*w + x.cast('bfloat16')).cast('float').sum()",
+                      "x=[1.0, 2.5, 3.3]", "w=[0.5, 0.3, 0.1]")  # fmt: skip
+    (walk,) = told.walks
+    assert [f.kind for f in walks.findings(told.trace, walk)] == []
+    assert all(0 <= t.check.error < 0.02 for t in walk.targets if t.parameter)
+    assert "≠" not in str(told)
+
+
+def test_a_batch_picked_by_a_variable() -> None:
+    """As in examples/mnist.py: the place of a batch is a Variable, bound anew each step."""
+    data, w = Tensor.arange(12).float().reshape(6, 2).realize(), Tensor([3.0, 1.0]).realize()
+    at = Variable("at", 0, 4).bind(2)
+    told = tgx.backward(lambda: (data[at : at + 2] * w).sum())
+    target = next(t for t in told.walks[0].targets if t.name == "w")
+    assert told.walks[0].value(target.gradient).sample == (10.0, 12.0) == tuple(w.grad.tolist())
+    assert target.check.error < 1e-6
+
 
 
 def test_a_loss_that_stands_already() -> None:

@@ -18,7 +18,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from tinygrad import Tensor
-from tinygrad.dtype import dtypes
+from tinygrad.dtype import DType, dtypes
 from tinygrad.uop.ops import UOp
 
 from tgx.errors import BadInput
@@ -98,6 +98,8 @@ class Expression:
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
             if isinstance(node.value, (bool, int, float, type(None))):
+                return node.value
+            if isinstance(getattr(dtypes, str(node.value), None), DType):
                 return node.value
             raise self._foreign(node)
         if isinstance(node, (ast.Tuple, ast.List)):

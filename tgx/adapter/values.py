@@ -148,8 +148,18 @@ def _read(buffer: Buffer, node: UOp) -> Any:
 def _ints(shape: Any) -> tuple[int, ...] | None:
     if shape is None:
         return None
-    return tuple(s if isinstance(s, int) else int(s.vmax if s.vmin == s.vmax else 1 / 0)
-                 for s in shape)
+    return tuple(map(_int, shape))
+
+
+def _int(size: Any) -> int:
+    """A size as a number: of a Variable, the value it is bound to."""
+    if isinstance(size, int):
+        return size
+    bound = {n: n.const_like(n.src[1].src[1].arg) for n in size.toposort() if n.is_bound_var}
+    known = size.substitute(bound).simplify() if bound else size
+    if known.vmin != known.vmax:
+        raise Unknown("a size that is not known")
+    return int(known.vmax)
 
 
 def _argument(n: UOp) -> Any:
@@ -193,7 +203,7 @@ def _by_device(n: UOp) -> Any:
     ranges = {r for pair in pairs for x in pair if isinstance(x, UOp)
               for r in x.toposort() if r.op is Ops.RANGE}
     if not ranges:
-        return tuple(zip(*(_ints(p) or () for p in zip(*pairs, strict=True)), strict=True))
+        return tuple((_int(offset), _int(size)) for offset, size in pairs)
     (device,) = ranges
     return [
         tuple(
@@ -229,9 +239,9 @@ def number_type(dtype: Any, double: bool) -> Any:
     return storage_type(dtype) or np.int64
 
 
-def rounded(array: Any, dtype: Any) -> Any:
+def rounded(array: Any, dtype: Any, double: bool) -> Any:
     """bfloat16 is computed in float32: its results are rounded, half to even."""
-    if dtype is not dtypes.bfloat16:
+    if dtype is not dtypes.bfloat16 or double:
         return array
     bits = np.asarray(array, np.float32).view(np.uint32)
     kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
@@ -292,7 +302,7 @@ def apply(row: Row, arrays: Sequence[Any], double: bool, kinds: Sequence[Any]) -
     """One elementwise operation. ``kinds`` are the dtypes of its sources."""
     op, kind = row.op, number_type(row.dtype, double)
     if op is Ops.CAST:
-        return rounded(_cast(arrays[0], kind), row.dtype)
+        return rounded(_cast(arrays[0], kind), row.dtype, double)
     if op is Ops.BITCAST:
         return _bitcast(arrays[0], kinds[0], row.dtype, double)
     if op is Ops.THREEFRY:
@@ -306,7 +316,7 @@ def apply(row: Row, arrays: Sequence[Any], double: bool, kinds: Sequence[Any]) -
     else:
         arrays = [np.asarray(a).astype(kind, copy=False) for a in arrays]
     made = ARITHMETIC[op](*arrays)
-    return rounded(np.asarray(made).astype(kind, copy=False), row.dtype)
+    return rounded(np.asarray(made).astype(kind, copy=False), row.dtype, double)
 
 
 def _cast(array: Any, kind: Any) -> Any:
@@ -380,7 +390,7 @@ def reduce(row: Row, array: Any, double: bool) -> Any:
             parts = [reduce(inner, array[i], double) for i in range(array.shape[0])]
             return REDUCTIONS[op](np.stack(parts), axis=0).astype(kind, copy=False)
         array = array.whole()
-    return rounded(REDUCTIONS[op](array, axis=axes).astype(kind, copy=False), row.dtype)
+    return rounded(REDUCTIONS[op](array, axis=axes).astype(kind, copy=False), row.dtype, double)
 
 
 def contraction(a: Any, b: Any, count: int) -> Any:
@@ -459,7 +469,7 @@ class Values:
         arrays = [self.held.get(s) for s in row.src]
         try:
             return self._compute(i, row, arrays)
-        except (Unknown, TooLarge, MemoryError) as e:
+        except (Unknown, TooLarge, MemoryError, ValueError, TypeError, IndexError) as e:
             self.why[i] = str(e) or "not enough memory"
             return None
 
@@ -530,6 +540,8 @@ class Values:
                 raise Unknown("nothing")
             return arrays[0]
         if op in GroupOp.Movement:
+            if row.arg is None:
+                raise Unknown("a size that is not known")
             return move(row, arrays[0], device)
         if op is Ops.REDUCE:
             return reduce(row, arrays[0], self.double)

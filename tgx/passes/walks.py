@@ -23,6 +23,12 @@ from tgx.model import (
 )
 
 WRONG = 1e-3  # a check that is further off than this is told
+COARSE = {"float16": 2e-2, "bfloat16": 1e-1}  # where a walk computes in fewer bits
+CARRYING = frozenset(
+    ("CAST", "CONST", "RESHAPE", "PERMUTE", "EXPAND", "PAD", "SHRINK", "FLIP", "BUFFER", "COPY",
+     "CONTIGUOUS", "DETACH", "AFTER", "STORE", "STACK")
+)  # fmt: skip
+"""Operations that carry values along and compute nothing."""
 LAYERS = 4  # at least so many, before a gradient is said to vanish or explode
 RATIO = 1e3  # between the first and the last of them
 SMALLEST = 149  # 2 to the power of less than -149 is 0 in float32
@@ -52,6 +58,11 @@ def operations(trace: Trace, walk: int) -> tuple[WalkOperation, ...]:
 def parameters(walk: Walk) -> tuple[Target, ...]:
     """The targets that nothing else with a gradient was computed into: weights and inputs."""
     return tuple(t for t in walk.targets if t.parameter)
+
+
+def tolerance(trace: Trace, walk: Walk) -> float:
+    """How far a check may be off: rounding, in the coarsest type the walk computes in."""
+    return max((COARSE.get(d, WRONG) for d in set(trace.graph(walk.graph).dtypes)), default=WRONG)
 
 
 # **** names and places ****
@@ -140,7 +151,7 @@ def kernel_parts(trace: Trace, walk: Walk) -> tuple[KernelPart, ...]:
 
 def _counts(graph: Graph, node: int) -> bool:
     """Whether computing a node is work worth telling."""
-    return graph.ops[node] not in ("CAST", "CONST")
+    return graph.ops[node] not in CARRYING
 
 
 # **** findings ****
@@ -359,11 +370,12 @@ def _missing(trace: Trace, walk: Walk) -> Iterator[Finding]:
 
 
 def _checks(trace: Trace, walk: Walk) -> Iterator[Finding]:
+    limit = tolerance(trace, walk)
     kinks = sum(t.check.kink for t in walk.targets)
     for s in steps(trace, walk.id):
         for c in s.contributions:
             kinks += c.check.kink
-            if c.check.error > WRONG and not c.check.kink:
+            if c.check.error > limit and not c.check.kink:
                 why = (
                     "; a whole number has no slope, and tinygrad lets the gradient through a cast"
                     if s.key == "CAST" else ""
@@ -375,14 +387,14 @@ def _checks(trace: Trace, walk: Walk) -> Iterator[Finding]:
                     f"{_numbers(c.check.difference)}{why}",
                     s.id, s.node, place(trace, s),
                 )  # fmt: skip
-            elif c.formula_error > WRONG:
+            elif c.formula_error > limit:
                 yield Finding(
                     "unequal",
                     f"tgx's formula for {s.key} ({c.formula}) does not give what the rule gave",
                     s.id, s.node, place(trace, s),
                 )  # fmt: skip
     for t in walk.targets:
-        if t.check.error > WRONG and not t.check.kink:
+        if t.check.error > limit and not t.check.kink:
             yield Finding(
                 "unequal",
                 f"the gradient of {t.name} is {_numbers(t.check.gradient)}, the loss's finite "

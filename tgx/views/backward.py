@@ -72,13 +72,13 @@ def brief(value: Value) -> str:
             f"{walks.typical(value):.3g}").replace("-", "−")
 
 
-def check_word(check: Check) -> str:
-    """A check in a word: ``✓ 2e-08``, ``kink``, ``≠ …``."""
+def check_word(check: Check, limit: float = walks.WRONG) -> str:
+    """A check in a word: ``✓ 2e-08``, ``kink``, ``≠ …`` where it is off by more than ``limit``."""
     if check.error < 0:
         return f"not checked: {check.why}" if check.why else ""
     if check.kink:
         return "a kink: slopes differ left and right"
-    if check.error > walks.WRONG:
+    if check.error > limit:
         return f"≠ {number(check.difference[0])} by finite difference"
     return f"✓ {check.error:.0e}"
 
@@ -153,7 +153,8 @@ def result_line(trace: Trace, walk: Walk) -> str:
 def text(trace: Trace, level: str = "auto") -> str:
     """The walks for a terminal."""
     if not trace.walks:
-        return "This trace has no backward walk; `tgx backward SCRIPT` records one.\n"
+        lacks = "".join(f"note: {m}\n" for m in trace.environment.missing)
+        return f"This trace has no backward walk; `tgx backward SCRIPT` records one.\n{lacks}"
     out: list[str] = []
     for walk in trace.walks:
         if out:
@@ -219,7 +220,7 @@ def contribution(trace: Trace, walk: Walk, c: Contribution) -> str:
     if c.stops:
         parts.append(f"goes no further: {c.stops}")
     if c.check.error >= 0 or c.check.why:
-        parts.append(check_word(c.check))
+        parts.append(check_word(c.check, walks.tolerance(trace, walk)))
     return "   ".join(p for p in parts if p)
 
 
@@ -258,12 +259,13 @@ def operation_kernels(trace: Trace, o: WalkOperation) -> tuple[int, ...]:
 
 def _target_lines(trace: Trace, walk: Walk) -> list[str]:
     rows = []
+    limit = walks.tolerance(trace, walk)
     for t in walks.parameters(walk):
         name = walks.name(trace, walk, t.node)
         if t.gradient < 0:
             rows.append((f"d/d{name}", "none", t.stops))
             continue
-        rows.append((f"d/d{name}", brief(walk.value(t.gradient)), check_word(t.check)))
+        rows.append((f"d/d{name}", brief(walk.value(t.gradient)), check_word(t.check, limit)))
     if not rows:
         return []
     widths = [max(len(r[i]) for r in rows) for i in range(2)]

@@ -92,7 +92,7 @@ def _walk(trace: Trace, walk: Walk, level: str) -> Iterator[str]:
         yield "| " + " | ".join((
             code(walks.name(trace, walk, t.node)), cell(backward.brief(walk.value(t.node))),
             cell(backward.brief(gradient) if t.gradient >= 0 else f"none: {t.stops}"),
-            cell(difference + at), cell(backward.check_word(t.check)))) + " |"
+            cell(difference + at), cell(backward.check_word(t.check, walks.tolerance(trace, walk))))) + " |"
     yield ""
     yield cell(backward.result_line(trace, walk)) + "."
     found = walks.findings(trace, walk)

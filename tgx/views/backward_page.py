@@ -109,7 +109,7 @@ def _walk(trace: Trace, walk: Walk, level: str, picture: str,
             {"node": t.node, "name": walks.name(trace, walk, t.node),
              "value": backward.brief(walk.value(t.node)),
              "gradient": backward.brief(walk.value(t.gradient)) if t.gradient >= 0 else "none",
-             "check": backward.check_word(t.check) or t.stops}
+             "check": backward.check_word(t.check, walks.tolerance(trace, walk)) or t.stops}
             for t in walks.parameters(walk)
         ],
         "operations": [
@@ -156,7 +156,7 @@ def _part(trace: Trace, walk: Walk, c: Contribution) -> dict[str, Any]:
         "formula": backward.mathematics(c),
         "summed": ", ".join(map(str, c.summed)),
         "stops": c.stops,
-        "check": backward.check_word(c.check),
+        "check": backward.check_word(c.check, walks.tolerance(trace, walk)),
         "difference": backward.number(c.check.difference[0]) if c.check.difference else "",
         "beside": backward.number(c.check.gradient[0]) if c.check.gradient else "",
     }
