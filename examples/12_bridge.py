@@ -70,9 +70,8 @@ def flat(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def by_micrograd(steps: int = 3, rate: float = 0.1) -> Run:
     """Every number is an object; a step is a loop over them."""
     net = micrograd.MLP(2, 4, 1)
-    order = [p for (w, b) in (net.layers[0], net.layers[1]) and
-             [([n.w for n in layer], [n.b for n in layer]) for layer in net.layers]
-             for p in (*[v for row in w for v in row], *b)]
+    order = [p for layer in net.layers
+             for p in (*[w for neuron in layer for w in neuron.w], *[n.b for n in layer])]
     for p, value in zip(order, flat(start()), strict=True):
         p.data = float(value)
     losses, gradients, weights, graph = [], [], [], 0

@@ -113,6 +113,17 @@ def test_an_answer_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -
     assert time.monotonic() - began < 10
 
 
+def test_what_an_answer_prints_or_exits_with_does_not_disturb(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "puzzle_1.py").write_text("print('here')\n" + PUZZLES[1].solution)
+    assert cli.main(["puzzle", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["state"] == "solved" and told.err == "here\n"
+    found = answer(1, "import sys\nsys.exit('no more')\n")
+    assert found.state == "wrong" and "SystemExit: no more, after line 2" in found.message
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_picture_stays_on_its_page(number: int) -> None:
     root = ET.fromstring(PUZZLES[number].svg(number))

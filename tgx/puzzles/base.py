@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -62,13 +63,13 @@ def outcome(puzzle: Puzzle, number: int, path: Path) -> Outcome:
     if not path.exists():
         return Outcome("new")
     try:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         return Outcome("wrong", f"{path} cannot be read: {error}")
     if source == puzzle.file(number):
         return Outcome("untouched", f"{path.name} is as it was written: fill in the places with …")
     try:
-        with limited(SECONDS):
+        with limited(SECONDS), contextlib.redirect_stdout(sys.stderr):  # stdout is the answer's
             given: Given = {"__name__": f"puzzle_{number}", "__file__": str(path)}
             exec(compile(source, str(path), "exec"), given)
             return Outcome("solved", puzzle.check(given))
@@ -78,11 +79,11 @@ def outcome(puzzle: Puzzle, number: int, path: Path) -> Outcome:
         return Outcome("wrong", f"it was not done after {SECONDS} seconds: does a loop never end?")
     except SyntaxError as error:
         return Outcome("wrong", f"line {error.lineno} is not Python: {error.msg}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome("wrong", where(error, path))
 
 
-def where(error: Exception, path: Path) -> str:
+def where(error: BaseException, path: Path) -> str:
     """An exception, with the learner's own last line on the way to it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if frame.filename == str(path)]
