@@ -193,6 +193,17 @@ def test_a_predicted_trace_has_the_boards_programs(
     assert cli.main(["compare", str(board_), str(here), "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)["comparisons"][0]["pairs"]
     assert all(pair["a_opts"] and pair["b_us"] > 0 for pair in pairs)
+    # and a DEBUG=2 log of a CUDA machine, which knows tinygrad's names and the times only
+    log = tmp_path / "cuda.log"
+    log.write_text("".join(
+        f"*** CUDA    {n:4d} {program.name:46s} arg  3 mem   0.01 GB tm     12.34us/     1.20ms "
+        "(    120 GFLOPS    3|3      GB/s)\n" for n, program in enumerate(trace.programs)))
+    assert cli.main(["debug", str(log), "-o", str(tmp_path / "log")]) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", str(tmp_path / "log"), str(here), "--all", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"][0]
+    assert len(found["pairs"]) == 4 and not found["kernels"]["added"]
+    assert all(pair["a_us"] == 12.34 and pair["ratio"] > 0 for pair in found["pairs"])
 
 
 def test_machine_code_only_where_there_is_a_disassembler(
