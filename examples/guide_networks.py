@@ -106,7 +106,8 @@ class LeNet5:
         self.s4 = [Tensor.ones(1, 16, 1, 1), Tensor.zeros(1, 16, 1, 1)]
         self.c5 = nn.Conv2d(16, 120, 5)
         self.f6 = nn.Linear(120, 84)
-        self.drawings = Tensor.ones(10, 84).is_param_(False)  # 7 x 12 pixels of each digit
+        # 7 x 12 pixels of each digit, +1 and -1; drawn by lot here, by hand in the paper
+        self.drawings = (Tensor.rand(10, 84) > 0.5).where(1.0, -1.0).is_param_(False)
 
     def __call__(self, x: Tensor) -> Tensor:
         def squash(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tgx import settings
 from tgx.commands.common import Options, add_json, print_json, print_table
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def run(options: Options) -> int:
     from tgx.errors import BadInput
     from tgx.puzzles import PUZZLES
 
+    settings.choose_device("TGX")  # the counts of kernels are the scheduler's, the same elsewhere
     number = options.number
     if number is None:
         return show_all(options.json)
