@@ -223,6 +223,7 @@ def test_the_slider_steps_through_the_walk(page: Page) -> None:
         "running total 3", "running total 5"]
     assert page.text("#targets tr td:nth-child(2)") == "5"
     assert "✓ 2e-12" in page.text("#targets")
+    assert page.text(".kernel.now") == "0 ∂x steps 2"
     assert page.page.url.endswith("#w=0&s=1")
     slide(page, 0)
     assert page.text("#count") == "step 1 of 2"

@@ -11,13 +11,13 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tgx import codec
-from tgx.errors import BadInput, TgxError
+from tgx.errors import BadInput, MissingTool, TgxError
 from tgx.model import GradientStep, Trace, Walk
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Backward:
     b                        draws itself in a notebook, or print(b)
     b.steps, b.walks         the records, see tgx.model
     b.save("walk.html")      the page; .md, .svg, .dot, .txt, .json by the name's end
+    b.save("walk")           a folder: the trace, and all of these
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -54,7 +55,7 @@ class Backward:
         return backward.render(self.trace, form, **choices)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the form that the name's end says; a name without one is a folder for a trace."""
+        """Writes the form that the name's end says; a name without one is a folder for all."""
         path = Path(path)
         form = next((f for f, suffix in FORMS.items() if suffix == path.suffix), "")
         if form:
@@ -63,6 +64,10 @@ class Backward:
             raise BadInput(f"{path.name}", "a name that ends in " + ", ".join(FORMS.values()))
         else:
             codec.write(self.trace, path)
+            for form, suffix in FORMS.items():
+                name = "index.html" if form == "html" else f"walk{suffix}"
+                with suppress(MissingTool):  # without graphviz all but the picture
+                    (path / name).write_text(self.render(form), encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:

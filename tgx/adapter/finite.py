@@ -12,7 +12,9 @@ is a kink, and no derivative to agree with.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -239,7 +241,7 @@ def _of_pieces(row: Row, pieces: Sequence[Any], upstream: Any, given: Sequence[A
         for at in places(gradient, 1):
             in_all = tuple(i + (start if a == row.arg else 0) for a, i in enumerate(at))
             g = float(upstream[in_all])
-            difference, kink = slope(lambda value, g=g: value * g, float(piece[at]))
+            difference, kink = slope(functools.partial(operator.mul, g), float(piece[at]))
             flat = int(np.ravel_multi_index(in_all, upstream.shape))
             found.append((flat, float(gradient[at]), difference, kink))
         start += piece.shape[row.arg]

@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        ("dot", "the picture in graphviz's language"),
                        ("markdown", "an annotated walkthrough")):
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"write {what}")
-    parser.add_argument("-o", "--output", default="", metavar="DIR", help="keep the trace there")
+    parser.add_argument("-o", "--output", default="", metavar="DIR",
+                        help="a folder for the trace and all of these")
     add_json(parser)
 
 

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--view",
         default="text",
-        help="text, markdown, html, dot, svg, perfetto or json",
+        help="text, markdown, html, dot, svg, perfetto, backward or json",
     )
     parser.add_argument("--kernel", type=int, default=-1, metavar="K", help="one kernel, by its id")
     parser.add_argument("--line", default="", metavar="FILE:N", help="the kernels of a source line")

@@ -36,5 +36,6 @@ VIEWS: dict[str, View] = {
     "svg": View("svg", ".svg", "a picture, drawn"),
     "markdown": View("markdown", ".md", "a summary for a pull request"),
     "perfetto": View("perfetto", ".json", "a timeline for Perfetto or chrome://tracing"),
+    "backward": View("backward", ".txt", "the backward walk: rules, numbers, kernels"),
     "json": View("facts", ".json", "kernels and boundaries, for scripts"),
 }

@@ -284,14 +284,18 @@ def _kernel_lines(trace: Trace, walk: Walk) -> list[str]:
         if p.steps:
             said.append("steps " + spans([number_of[s] for s in p.steps]))
         if p.again:
-            names = dict.fromkeys(trace.graph(walk.graph).tensor_ops[n] or
-                                  walks.name(trace, walk, n) for n in p.again)
-            said.append("computes again " + ", ".join(names))
+            said.append("computes again " + ", ".join(recomputed(trace, walk, p)))
         reads = [r for r in p.reads if r]
         if reads:
             said.append("reads " + ", ".join(dict.fromkeys(reads)))
         out.append("; ".join(said))
     return out
+
+
+def recomputed(trace: Trace, walk: Walk, part: walks.KernelPart) -> list[str]:
+    """The forward operations a kernel computes although another did before."""
+    ops = trace.graph(walk.graph).tensor_ops
+    return list(dict.fromkeys(ops[n] or walks.name(trace, walk, n) for n in part.again))
 
 
 def spans(numbers: list[int]) -> str:

@@ -89,10 +89,11 @@ def _walk(trace: Trace, walk: Walk, level: str) -> Iterator[str]:
         gradient = walk.value(t.gradient)
         difference = backward.number(t.check.difference[0]) if t.check.difference else ""
         at = f" at {t.check.at[0]}" if t.check.at and gradient.size > 1 else ""
+        word = backward.check_word(t.check, walks.tolerance(trace, walk))
         yield "| " + " | ".join((
             code(walks.name(trace, walk, t.node)), cell(backward.brief(walk.value(t.node))),
             cell(backward.brief(gradient) if t.gradient >= 0 else f"none: {t.stops}"),
-            cell(difference + at), cell(backward.check_word(t.check, walks.tolerance(trace, walk))))) + " |"
+            cell(difference + at), cell(word))) + " |"
     yield ""
     yield cell(backward.result_line(trace, walk)) + "."
     found = walks.findings(trace, walk)

@@ -122,6 +122,14 @@ def _walk(trace: Trace, walk: Walk, level: str, picture: str,
             for o in walks.operations(trace, walk.id)
         ],
         "steps": [_step(trace, walk, s) for s in own],
+        "kernels": [
+            {"id": p.kernel, "name": trace.kernel(p.kernel).name,
+             "steps": [i for i, s in enumerate(own) if s.id in set(p.steps)],
+             "spans": backward.spans([i + 1 for i, s in enumerate(own) if s.id in set(p.steps)]),
+             "again": backward.recomputed(trace, walk, p),
+             "reads": [r for r in dict.fromkeys(p.reads) if r]}
+            for p in walks.kernel_parts(trace, walk)
+        ],
     }  # fmt: skip
 
 

@@ -169,6 +169,16 @@ function drawStep() {
       el("td", "", own === t.gradient ? t.check : ""));
     return row;
   }));
+  $("kernels").replaceChildren(...walk().kernels.map((k) => {
+    const notes = [];
+    if (k.again.length) notes.push(`computes again ${k.again.join(", ")}`);
+    if (k.reads.length) notes.push(`reads ${k.reads.join(", ")}`);
+    const row = el("div", `kernel${k.steps.includes(state.s) ? " now" : ""}`,
+      el("b", "", `${k.id}  ${k.name}`), k.spans && el("span", "", `  steps ${k.spans}`),
+      ...notes.map((n) => el("small", "", n)));
+    if (k.steps.length) row.onclick = () => go({ s: k.steps[0] });
+    return row;
+  }));
   for (const li of $("list").children) li.classList.toggle("on", Number(li.dataset.step) === state.s);
   const row = $("list").children[state.s];
   if (row) $("list").scrollTop = row.offsetTop - $("list").offsetTop - $("list").clientHeight / 2;

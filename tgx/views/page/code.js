@@ -63,7 +63,7 @@ function codeTab(detailOf, k) {
   if (!shown.length) shown.push(have[0]);
   const pick = el("div", { class: "pick" }, have.map((l) => el("button", { class: shown.includes(l) ? "on" : "", "aria-pressed": shown.includes(l),
     onclick: () => { panesShown = shown.includes(l) ? shown.filter((x) => x !== l) : [...shown, l]; paint(true); } }, PANE_WORDS[l] ?? l)),
-  el("span", { class: "quiet" }, whole ? "TGX wrote this program as a whole: its nodes are those of the AST" : "select a line: its fellows light up"));
+  el("span", { class: "quiet" }, whole ? (k.device.startsWith("TGX") ? "TGX wrote this program as a whole: its nodes are those of the AST" : "its UOps were not recorded: nodes are those of the AST") : "select a line: its fellows light up"));
   const columns = panes.filter((p) => shown.includes(p[0])).map((pane) => codeColumn(...pane));
   const box = el("div", { class: "panes" }, columns);
   requestAnimationFrame(() => inStep(box, graph));
