@@ -49,6 +49,7 @@ class Graph {
     const src = this.src(i);
     if (!src.length || !depth) return this.arg(i) || this.op(i);
     const parts = src.slice(0, 8).map((s) => this.constText(s, depth - 1));
+    if (parts.length === 2 && SIGNS[this.op(i)]) return `(${parts[0]} ${SIGNS[this.op(i)]} ${parts[1]})`;
     return src.length === 1 ? parts[0] : `(${parts.join(", ")})`;
   }
   title(i) { return this.label(i) || (this.arg(i) ? `${this.op(i)} ${short(this.arg(i), 24)}` : this.op(i)); }

@@ -59,10 +59,18 @@ function stepsTab(k) {
     const rows = lists[passOwner].filter(([, name, , n]) => (showUnchanged || n > 0) && name.toLowerCase().includes(passFilter.toLowerCase()));
     const quietOnes = lists[passOwner].filter((p) => p[3] === 0).length;
     const most = Math.max(1, ...rows.map((p) => p[2]));
-    list.replaceChildren(...rows.map(([id, name, matches, n, depth]) => el("button", { class: `pass ${S.p === id ? "on" : ""}`, style: `padding-left:${8 + 12 * depth}px`,
+    const row = ([id, name, matches, n, depth]) => el("button", { class: `pass ${S.p === id ? "on" : ""}`, style: `padding-left:${8 + 12 * depth}px`,
       "data-pass": id, onclick: () => openPass(id), disabled: !n },
     el("span", { class: "name" }, name), el("span", { class: "count" }, n ? `${matches}` : "–"),
-    el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })))),
+    el("span", { class: "bar" }, el("span", { style: `width:${(matches / most) * 100}%` })));
+    const runs = []; // the same pass again and again is one line, until it is opened
+    for (const p of rows) {
+      const last = runs[runs.length - 1];
+      if (last && last[0][1] === p[1] && last[0][4] === p[4]) last.push(p);
+      else runs.push([p]);
+    }
+    list.replaceChildren(...runs.map((run) => (run.length < 4 ? run.map(row) : el("details", { class: "run", open: run.some((p) => p[0] === S.p) },
+      el("summary", { style: `padding-left:${8 + 12 * run[0][4]}px` }, run[0][1], el("small", {}, ` ${run.length} times, ${plural(run.reduce((sum, p) => sum + p[2], 0), "match").replace("matchs", "matches")}`)), run.map(row)))).flat(),
     el("p", { class: "quiet" }, rows.length ? "" : passFilter ? "no pass by this name; " : "no pass changed anything; ", !showUnchanged && quietOnes ? `${quietOnes} ${quietOnes === 1 ? "pass" : "passes"} that changed nothing ${quietOnes === 1 ? "is" : "are"} hidden` : ""));
   };
   fillList();
