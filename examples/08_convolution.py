@@ -20,7 +20,8 @@ from guide_data import Images
 from guide_data import mnist as load_mnist
 from guide_lesson import Lesson, Picture, bitmap, table, words
 from guide_networks import NETWORKS, parameters, weight_layers
-from guide_report import Stop
+from guide_report import Stop, progress_bar
+from rich.console import Console
 from tinygrad import Context, Tensor, nn
 
 # ---- by hand -------------------------------------------------------------------------------------
@@ -145,10 +146,13 @@ def learn_mixed_up(digits: Images, epochs: int) -> tuple[float, float]:
 
 def train(model, digits: Images, epochs: int, lr: float) -> None:
     trainer = mnist.Trainer(model, digits, 64, lr, epochs, seed=0)
-    with Stop() as stop:
+    with Stop() as stop, progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=epochs * trainer.steps, now="")
         for _ in range(epochs):
-            for _ in trainer.epoch(stop):
-                pass
+            for steps, loss, _, _ in trainer.epoch(stop):
+                bar.update(task, advance=steps, now=f"loss {loss:.3f}")
+            if stop.asked:
+                raise KeyboardInterrupt
 
 
 def few(digits: Images, training: int, test: int) -> Images:
