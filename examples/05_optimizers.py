@@ -368,16 +368,16 @@ def draw(paths: dict[str, np.ndarray], losses: dict[str, list[float]], every: in
     for level in (0.05, 0.4, 1.5, 4, 8, 14):
         chart.line(math.sqrt(2 * level) * np.cos(turn), math.sqrt(2 * level / 25) * np.sin(turn),
                    "grey thin dashed")
-    for path, css in zip(paths.values(), COLOURS, strict=True):
+    for path, css in zip(paths.values(), COLOURS, strict=False):
         chart.line(*path.T, css)
         chart.dots(*path[:25].T, css, 2.4)
     steps = every * (len(next(iter(losses.values()))) - 1)
     low = min(min(loss) for loss in losses.values())
     chart = Chart(page, (446, 92, 260, 210), (0, steps), (10 ** math.floor(math.log10(low)), 10),
                   "loss on digits (log scale)", "steps", log=True)
-    for loss, css in zip(losses.values(), COLOURS, strict=True):
+    for loss, css in zip(losses.values(), COLOURS, strict=False):
         chart.line(range(0, steps + 1, every), loss, css)
-    page.add(*legend(46, 370, list(zip(COLOURS, paths, strict=True)), 128))
+    page.add(*legend(46, 370, list(zip(COLOURS, paths, strict=False)), 128))
     chart = Chart(page, (776, 92, 270, 210), (0, 30), (0, 1.05), "schedules: share of α₀", "epochs",
                   xticks=(0, 10, 20, 30), yticks=(0, 0.5, 1))
     times = np.linspace(0, 29, 291)
@@ -474,11 +474,13 @@ def main() -> None:
     lesson.say("A constant rate ends trembling; one that falls comes closer.")
 
     every, count = 5, 40 if lesson.quick else 200
-    paths = {name: roll(make, 25 if lesson.quick else 60) for name, (make, _) in RACE.items()}
-    losses = {name: digits_loss(make, count + 1, every=every) for name, (_, make) in RACE.items()}
+    racers = {name: RACE[name] for name in list(RACE)[::4 if lesson.quick else 1]}
+    paths = {name: roll(make, 25 if lesson.quick else 60) for name, (make, _) in racers.items()}
+    losses = {name: digits_loss(make, count + 1, every=every) for name, (_, make) in racers.items()}
     lesson.part(f"A race: 784-32-10 on 512 digits, {count} steps, a good α for each")
+    makers = (("SGD", SGD), ("Adam", Adam))[:1 if lesson.quick else 2]
     typical = [(name, digits_loss(lambda p, make=make: make(p, 1e-3), count + 1, every=every)[-1])
-               for name, make in (("SGD", SGD), ("Adam", Adam))]
+               for name, make in makers]
     lesson.beside(
         *[(name, "", f"loss {loss[0]:.2f} -> {loss[-1]:.4f}") for name, loss in losses.items()],
         *[(f"{name} with α = 1e-3", "typical", f"-> {loss:.4f}",

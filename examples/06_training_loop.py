@@ -145,7 +145,7 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int):
-        self.patience, self.waited = patience, 0
+        self.patience, self.waited, self.stopped_at = patience, 0, 0
         self.best, self.best_epoch, self.weights = math.inf, 0, {}
 
     def check(self, epoch: int, val_loss: float, model) -> bool:
@@ -154,7 +154,8 @@ class EarlyStopping:
         if val_loss < self.best:
             self.best, self.best_epoch, self.waited = val_loss, epoch, 0
             self.weights = checkpoint(model)
-        return self.waited >= self.patience
+        self.stopped_at = epoch if self.waited >= self.patience else 0
+        return self.stopped_at > 0
 
     def restore(self, model) -> None:
         restore(model, self.weights)
@@ -212,24 +213,27 @@ def xor_clouds(samples: int = 200, seed: int = 0) -> Data:
     return Data(x[:samples], y[:samples], x[samples:], y[samples:])
 
 
-def learn(data: Data, h: Hyperparameters, patience: int = 10**9, seed: int = 0):
-    """Train a Network; the model (with its best weights), its epochs, the EarlyStopping."""
+def learn(data: Data, h: Hyperparameters, patience: int = 5, go_on: bool = True, seed: int = 0):
+    """Train a Network; the model (with its best weights), its epochs, the EarlyStopping.
+
+    With `go_on` it trains all epochs, to see what stopping has spared us.
+    """
     Tensor.manual_seed(seed)
     model = Network(data.x.shape[1], int(data.y.max()) + 1, h)
     optimizer = nn.optim.AdamW(nn.state.get_parameters(model), lr=h.lr, weight_decay=h.decay)
     stopping, history = EarlyStopping(patience), []
     for epoch in training(model, optimizer, data, h.epochs, h.batch, seed):
         history.append(epoch)
-        if stopping.check(epoch.number, epoch.val_loss, model):
+        if not stopping.stopped_at and stopping.check(epoch.number, epoch.val_loss, model) \
+                and not go_on:
             break
     stopping.restore(model)
     return model, history, stopping
 
 
 def events_and_kernels() -> tuple[list[str], list[int]]:
-    """The order of the five steps, and how many kernels had run when each of them began."""
-    data = xor_clouds(20)
-    model = Network(2, 2, Hyperparameters(layers=1, width=4))
+    """The order of the steps in an epoch of four batches; how many kernels ran before each."""
+    model = Network(2, 2, Hyperparameters(layers=1, width=8))
     optimizer = nn.optim.SGD(nn.state.get_parameters(model), lr=0.1)
     events, kernels = [], []
 
@@ -237,15 +241,15 @@ def events_and_kernels() -> tuple[list[str], list[int]]:
         events.append(event)
         kernels.append(GlobalCounters.kernel_count)
 
-    next(training(model, optimizer, data, 1, 20, log=log))
+    next(training(model, optimizer, xor_clouds(), 1, 50, log=log))
     return events, [k - kernels[0] for k in kernels]
 
 
 def batch_and_sample_gradients(samples: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """The first layer's gradient for a batch, and the mean of its samples' gradients."""
-    data = digits(samples, 1)
+    data = xor_clouds(samples)
     Tensor.manual_seed(0)
-    model = Network(784, 10, Hyperparameters(layers=1, width=16))
+    model = Network(2, 2, Hyperparameters(layers=1, width=8))
 
     def gradient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         scores = model(Tensor(x).realize())
@@ -278,9 +282,14 @@ def draw(history: list[Epoch], best: int, linear, hidden, clouds: Data) -> str:
         chart = Chart(page, (left, 96, 200, 210), (-2.2, 2.2), (-2.2, 2.2), head,
                       xticks=(-1, 1), yticks=(-1, 1))
 
-        def inside(x, y, model=model):
-            points = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
-            return model(Tensor(points).realize()).argmax(1).numpy().reshape(x.shape)
+        layers = [(layer.weight.numpy().T, layer.bias.numpy()) for layer in model.layers]
+
+        def inside(x, y, layers=layers):  # the network in NumPy, for every point of the plane
+            values = np.stack([x, y], -1)
+            for w, b in layers[:-1]:
+                values = np.maximum(values @ w + b, 0)
+            w, b = layers[-1]
+            return (values @ w + b).argmax(-1)
 
         chart.regions(inside, 60)
         for kind, css in enumerate(("blue", "orange")):
@@ -300,6 +309,8 @@ def main() -> None:
         ("the order", "forward, loss, zero, backward, step", ", ".join(events[:5])),
         ("kernels run before each", "", ", ".join(map(str, kernels[:5])),
          "the first four only build a graph; step 5 computes it"),
+        ("Python went through them, in 4 batches", "4 times", f"{events.count('step')} times",
+         "from the third on, TinyJit replays the kernels"),
         ("the batch's gradient, the mean of its samples'", "averaging",
          f"{abs(gradient - mean).max():.0e} apart"),
         ("model.train(), DataLoader, CrossEntropyLoss", "very close to tinygrad", "none of them",
@@ -331,35 +342,35 @@ def main() -> None:
 
     lesson.part("Overfitting: it learns its examples by heart")
     data = digits(*((200, 500) if quick else (1000, 5000)))
-    h = dataclasses.replace(h, epochs=24 if quick else 40, lr=3e-3 if quick else 1e-3)
-    model, history, whole = learn(data, h)
-    marks = sorted({1, whole.best_epoch, len(history) // 2, len(history)})
+    h = dataclasses.replace(h, epochs=20, lr=3e-3, layers=1) if quick else h
+    model, history, stopping = learn(data, h)
+    last = history[-1]
+    marks = sorted({1, stopping.best_epoch, stopping.stopped_at or last.number, last.number})
     print(table(("epoch", "training loss", "validation loss", "validation accuracy"),
                 [(str(e.number), f"{e.loss:.3f}", f"{e.val_loss:.3f}", f"{e.val_accuracy:.2%}")
                  for e in (history[m - 1] for m in marks)], right=(0, 1, 2, 3)))
-    patience = 5
-    stopped, shorter, early = learn(data, h, patience)
-    loss, accuracy = evaluator(stopped, data.val_x, data.val_y)()
+    loss, accuracy = evaluator(model, data.val_x, data.val_y)()
     lesson.beside(
-        (f"{len(data.x)} digits: training loss ends at", "0.01", f"{history[-1].loss:.3f}"),
+        (f"{len(data.x)} digits: training loss ends at", "0.01", f"{last.loss:.3f}"),
         ("  validation loss: lowest, at the end", "falls, then rises to 0.45",
-         f"{whole.best:.3f} (epoch {whole.best_epoch}), {history[-1].val_loss:.3f}"),
-        (f"early stopping, patience {patience}", "stop",
-         f"at epoch {shorter[-1].number}, best {early.best_epoch}"),
-        ("  the weights brought back: loss, accuracy", "the checkpoint's",
+         f"{stopping.best:.3f} (epoch {stopping.best_epoch}), {last.val_loss:.3f}"),
+        (f"early stopping, patience {stopping.patience}", "stop",
+         f"says stop after epoch {stopping.stopped_at}"),
+        ("  the best weights brought back: loss, accuracy", "the checkpoint's",
          f"{loss:.3f}, {accuracy:.2%}"))
     lesson.say("⚠ Loss and accuracy need not agree: overconfident answers make the loss rise while",
-               f"  as many are right (epoch {history[-1].number}: "
-               f"{history[-1].val_accuracy:.2%}).")
+               f"  as many are right (epoch {last.number}: {last.val_accuracy:.2%}).")
 
-    lesson.part("Checkpoints")
-    with tempfile.TemporaryDirectory() as folder:
-        same = interrupted(Path(folder), clouds, dataclasses.replace(small, layers=1, epochs=4), 2)
-    lesson.beside(("stopped, saved, loaded, gone on: the same bits?", "save checkpoint",
-                   "yes" if same else "no",
-                   "save the optimizer too: Adam's m, v, βᵗ are part of the state"))
+    if not quick:
+        lesson.part("Checkpoints")
+        short = dataclasses.replace(small, layers=1, epochs=4)
+        with tempfile.TemporaryDirectory() as folder:
+            same = interrupted(Path(folder), clouds, short, 2)
+        lesson.beside(("stopped, saved, loaded, gone on: the same bits?", "save checkpoint",
+                       "yes" if same else "no",
+                       "save the optimizer too: Adam's m, v, βᵗ are part of the state"))
 
-    lesson.picture(draw(history, whole.best_epoch, linear, hidden, clouds))
+    lesson.picture(draw(history, stopping.best_epoch, linear, hidden, clouds))
     inputs, labels = Tensor(data.val_x).realize(), Tensor(data.val_y).realize()
 
     def validation() -> None:

@@ -212,8 +212,8 @@ def test_a_rate_that_falls_ends_closer():
 
 def test_five_steps_in_order_and_none_computes_before_the_last():
     events, kernels = lesson(6).events_and_kernels()
-    assert events == ["forward", "loss", "zero", "backward", "step"]
-    assert kernels == [0] * 5
+    assert events == ["forward", "loss", "zero", "backward", "step"] * 2  # then the jit replays
+    assert kernels[:5] == [0] * 5 and kernels[5] > 5
 
 
 def test_the_batchs_gradient_is_the_mean_of_its_samples():
@@ -272,15 +272,16 @@ def test_validation_changes_nothing():
 @pytest.fixture(scope="module")
 def overfitted():
     it = lesson(6)
-    h = it.Hyperparameters(epochs=24, lr=3e-3)
+    h = it.Hyperparameters(epochs=20, lr=3e-3, layers=1)
     return it.learn(it.digits(200, 500), h)
 
 
 def test_overfitting(overfitted):
     _, history, stopping = overfitted
     assert history[-1].loss < 0.01
-    assert 2 < stopping.best_epoch < 20
-    assert history[-1].val_loss > 1.15 * stopping.best > 5 * history[-1].loss
+    assert 2 < stopping.best_epoch < 20 and len(history) == 20
+    assert stopping.stopped_at == stopping.best_epoch + stopping.patience
+    assert history[-1].val_loss > 1.08 * stopping.best > 5 * history[-1].loss
 
 
 def test_early_stopping_brings_back_the_best_weights(overfitted):
@@ -288,9 +289,17 @@ def test_early_stopping_brings_back_the_best_weights(overfitted):
     model, history, stopping = overfitted
     data = it.digits(200, 500)
     best = history[stopping.best_epoch - 1]
-    assert min(e.val_loss for e in history) == best.val_loss == stopping.best
+    upto = history[:stopping.stopped_at]
+    assert min(e.val_loss for e in upto) == best.val_loss == stopping.best
     loss, accuracy = it.evaluator(model, data.val_x, data.val_y)()
     assert (loss, accuracy) == pytest.approx((best.val_loss, best.val_accuracy), abs=1e-5)
+
+
+def test_training_ends_where_early_stopping_says():
+    it = lesson(6)
+    h = it.Hyperparameters(lr=3.0, batch=50, layers=1, width=8, epochs=9)  # it will not get better
+    _, history, stopping = it.learn(it.xor_clouds(), h, patience=1, go_on=False)
+    assert len(history) == stopping.stopped_at < 9
 
 
 def test_underfitting():
@@ -413,7 +422,7 @@ def test_dropout_of_nothing_and_of_everything():
 
 def test_many_dropped_networks_average_to_the_whole_one():
     it = lesson(9)
-    few, many = it.ensemble(10), it.ensemble(1000)
+    few, many = it.ensemble((10, 1000))
     assert many < 0.05 and many < few / 4  # 1/√n would be a tenth
 
 
@@ -523,7 +532,7 @@ def test_augmentations_that_undo_or_do_nothing():
 def test_augmentation_helps_where_digits_are_few():
     """Smaller than the lesson: 200 digits, judged by the loss, which moves before accuracy does."""
     it = lesson(9)
-    plain, moved = (it.regularized(it.METHODS[name], 200, 15, tests=2000)
+    plain, moved = (it.regularized(it.METHODS[name], *it.QUICK)
                     for name in ("nothing", "augmentation"))
     assert moved.test_loss < plain.test_loss and moved.train_loss > plain.train_loss
 
@@ -531,7 +540,7 @@ def test_augmentation_helps_where_digits_are_few():
 @pytest.mark.slow
 def test_what_each_method_does_for_a_thousand_digits():
     it = lesson(9)
-    found = {name: it.regularized(method, 1000, 30) for name, method in it.METHODS.items()}
+    found = {name: it.regularized(method) for name, method in it.METHODS.items()}
     plain = found["nothing"]
     assert found["augmentation"].test_accuracy > plain.test_accuracy + 0.01
     assert found["batch norm"].test_accuracy > plain.test_accuracy
