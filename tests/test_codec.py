@@ -16,7 +16,7 @@ from test_model import small
 
 from tgx import codec
 from tgx.codec import TraceError
-from tgx.model import Environment, GradientStep, Graph, Kernel, Trace, Value, Walk
+from tgx.model import Environment, GradientStep, Graph, Kernel, Pass, Trace, Value, Walk
 
 pytestmark = pytest.mark.pure
 
@@ -197,3 +197,35 @@ def test_no_record_makes_anything_but_a_trace_error(table: str, data: st.DataObj
         codec.loads(HEADER + json.dumps({"record": table, **values}) + "\n")
     except TraceError:
         pass
+
+
+@pytest.mark.parametrize("steps", [
+    {"delta": [0, 1, 2]}, {"delta": ["x"] * 4}, {"delta": 7}, {"delta": [], "back": []}, {"d": []},
+    {"delta": [2**62] * 8},
+])  # fmt: skip
+def test_steps_that_are_packed_wrong_are_refused(steps: object) -> None:
+    lines = [{"record": "tgx-trace", "schema": 1},
+             {"record": "graphs", "id": 0, "kind": "table"},
+             {"record": "passes", "id": 0, "name": "p", "table": 0, "steps": steps}]  # fmt: skip
+    with pytest.raises(codec.TraceError, match="line 3"):
+        codec.loads("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_steps_and_sources_are_written_as_distances() -> None:
+    srcs = ((), (0,), (1, 0), (2,))
+    steps = (0, 1, 2, -1, 1, 2, 3, -1)
+    trace = Trace(
+        graphs=(Graph(0, "table", ops=("A", "B", "C", "D"), srcs=srcs),),
+        passes=(Pass(0, "p", table=0, before=1, after=3, steps=steps),),
+    )
+    writer = io.StringIO()
+    out = codec.Writer(writer)
+    out.write("graphs", trace.graphs[0])
+    out.write("passes", trace.passes[0])
+    _, graph, done = (json.loads(line) for line in writer.getvalue().splitlines())
+    assert graph["srcs"] == {"back": [[], [1], [1, 2], [1]]}
+    assert done["steps"] == {"delta": [0, 1, 1, 1, 2, 1, -1, 0]}
+    assert codec.loads(codec.dumps(trace)) == trace
+    plain = {**done, "steps": list(steps)}  # as it was written before
+    text = "\n".join(json.dumps(x) for x in ({"record": "tgx-trace", "schema": 1}, graph, plain))
+    assert codec.loads(text + "\n").passes == trace.passes
