@@ -16,16 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tinygrad.mixin.gradient as tg_gradient
 from conftest import ROOT
 from tinygrad import Tensor, Variable, nn
 from tinygrad.helpers import Context
 
 import tgx
 from tgx import cli, codec, walking
+from tgx.adapter.gradients import Backward as Session
 from tgx.errors import BadInput
 from tgx.model import Trace
 from tgx.passes import walks
 from tgx.views import backward
+from tgx.views.backward_picture import picture
+from tgx.views.picture import LIMIT
 
 
 def expression(text: str, *bindings: str) -> walking.Backward:
@@ -36,6 +40,17 @@ def gradients(told: walking.Backward, walk: int = 0) -> dict[str, float]:
     """The gradients of named parameters, as numbers."""
     w = told.walks[walk]
     return {t.name: w.value(t.gradient).sample[0] for t in w.targets if t.parameter}
+
+
+def not_run(loss: Callable[[], Tensor]) -> walking.Backward:
+    """The walk alone: no gradient is computed, so there are no kernels."""
+    session = Session().start()
+    try:
+        result = loss()
+        result.backward()
+    finally:
+        session.stop()
+    return walking.Backward(session.trace())
 
 
 def finding(told: walking.Backward, kind: str) -> walks.Finding:
@@ -244,7 +259,7 @@ TEXTBOOK = {
 def test_operations_have_their_textbook_form(name: str) -> None:
     _, loss = MODELS[name]()
     with Context(TRAINING=1):
-        told = tgx.backward(loss)
+        told = not_run(loss)
     flows = [f for o in told.trace.operations for f in o.flows if f.formula]
     for formula, count in TEXTBOOK[name].items():
         own = [f for f in flows if f.formula == formula]
@@ -255,7 +270,7 @@ def test_operations_have_their_textbook_form(name: str) -> None:
 def test_the_gradients_agree_with_torch() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state, loss = mlp()
-    told = tgx.backward(loss)
+    told = not_run(loss)
     (walk,) = told.walks
     w = {k: torch.tensor(t.numpy(), requires_grad=True) for k, t in state.items()}
     closure = dict(zip(loss.__code__.co_freevars, loss.__closure__ or (), strict=True))
@@ -280,6 +295,33 @@ def test_the_gradients_agree_with_torch() -> None:
             assert upstream[name].norm == pytest.approx(float(np.linalg.norm(peer)), rel=1e-6)
 
 
+def test_the_cnns_gradients_agree_with_torch() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    functional = torch.nn.functional
+    Tensor.manual_seed(9)
+    conv, norm, fc = nn.Conv2d(2, 3, 3), nn.BatchNorm(3), nn.Linear(3 * 2 * 2, 4)
+    x, y = Tensor.randn(4, 2, 6, 6).realize(), Tensor([0, 1, 2, 3])
+    state = {"conv.weight": conv.weight, "conv.bias": conv.bias, "norm.weight": norm.weight,
+             "norm.bias": norm.bias, "fc.weight": fc.weight, "fc.bias": fc.bias}  # fmt: skip
+    Tensor.realize(*state.values())
+    w = {k: torch.tensor(t.numpy(), requires_grad=True) for k, t in state.items()}
+    z = functional.conv2d(torch.tensor(x.numpy()), w["conv.weight"], w["conv.bias"])
+    z = functional.batch_norm(z, None, None, w["norm.weight"], w["norm.bias"], training=True)
+    z = functional.max_pool2d(z.relu(), 2).flatten(1) @ w["fc.weight"].T + w["fc.bias"]
+    functional.cross_entropy(z, torch.tensor(y.numpy()).long()).backward()
+    with Context(TRAINING=1):
+        told = not_run(
+            lambda: fc(norm(conv(x)).relu().max_pool2d().flatten(1)).cross_entropy(y)
+        )
+    (walk,) = told.walks
+    for key, theirs in w.items():
+        target = next(t for t in walk.targets if t.name in (key, f"state['{key}']"))
+        own, peer = walk.value(target.gradient), theirs.grad.numpy()
+        assert own.norm == pytest.approx(float(np.linalg.norm(peer)), rel=1e-5, abs=1e-6), key
+        assert max(abs(own.low - peer.min()), abs(own.high - peer.max())) < 1e-6, key
+        assert own.sample[0] == pytest.approx(float(peer.reshape(-1)[0]), abs=1e-6), key
+
+
 def test_nothing_of_the_users_changes() -> None:
     def grads() -> list[list[float]]:
         state, loss = mlp()
@@ -290,6 +332,17 @@ def test_nothing_of_the_users_changes() -> None:
     state, loss = mlp()
     tgx.backward(loss)
     assert [t.grad.flatten().tolist() for t in state.values()] == plain
+
+
+def test_tinygrad_is_put_back() -> None:
+    def parts() -> dict[str, object]:
+        return {k: v for k, v in vars(tg_gradient).items() if not k.startswith("__")}
+
+    before = parts()
+    expression("x*x", "x=2.0")
+    with pytest.raises(KeyError):
+        tgx.backward(lambda: {}["nothing"])
+    assert parts() == before
 
 
 # **** what goes wrong ****
@@ -327,18 +380,27 @@ def deep(count: int, gain: float, activation: str) -> Callable[[], Tensor]:
 
 
 def test_vanishing_and_exploding_gradients_are_pointed_at() -> None:
-    vanishing = tgx.backward(deep(10, 1.0, "sigmoid"))
+    vanishing = not_run(deep(10, 1.0, "sigmoid"))
     told = finding(vanishing, "vanishing")
     assert "9 layers further back" in told.text and "sigmoid" in told.text
     assert "test_backward.py:" in told.place and told.step >= 0
-    exploding = tgx.backward(deep(8, 6.0, "relu"))
+    exploding = not_run(deep(8, 6.0, "relu"))
     told = finding(exploding, "exploding")
     assert "7 layers further back" in told.text and "clipping" in told.text
     for told in (vanishing, exploding):
         layers = walks.layers(told.trace, told.walks[0])
         assert len(layers) in (8, 10), "a line in a loop is an operation each time"
-    calm = tgx.backward(deep(8, 1.4, "relu"))
+    calm = not_run(deep(8, 1.4, "relu"))
     assert not [f for f in walks.findings(calm.trace, calm.walks[0]) if f.kind != "kink"]
+
+
+def test_a_deep_networks_picture_is_bounded() -> None:
+    told = not_run(deep(34, 1.4, "relu"))
+    assert len(walks.operations(told.trace, told.walks[0].id)) > 60
+    drawn = picture(told.trace)
+    assert 30 < len(drawn.boxes) <= LIMIT
+    assert any("…" in b.title or " + " in b.title for b in drawn.boxes), "collapsed by layer"
+    assert any("in the middle are drawn as one" in n or "left out" in n for n in drawn.notes)
 
 
 def test_a_dead_relu_is_named() -> None:
