@@ -274,7 +274,7 @@ def draw(history: list[Epoch], best: int, linear, hidden, clouds: Data) -> str:
     chart.line(numbers, [e.val_loss for e in history], "orange")
     low = history[best - 1].val_loss
     chart.dots([best], [low], "green", 6)
-    chart.note(best, low, f"best: epoch {best}, kept", "ink green", dx=-6, dy=-30)
+    chart.note(best, low, f"best: epoch {best}, kept", "ink green", dx=-6, dy=22)
     chart.note(last, history[-1].loss, "training", "ink blue", "end", dy=-10)
     chart.note(last, history[-1].val_loss, "validation", "ink orange", "end", dy=-12)
     for left, model, head in ((590, linear, "underfitting: no hidden layer"),

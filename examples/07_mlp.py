@@ -15,6 +15,7 @@ import numpy as np
 from guide_data import Images, mnist
 from guide_lesson import Chart, Lesson, Picture, bitmap, table, words
 from guide_report import Stop, progress_bar, smooth
+from rich.console import Console
 from tinygrad import Context, Tensor, nn
 
 # ---- the guide's classes, on today's tinygrad ----------------------------------------------------
@@ -107,7 +108,6 @@ def train(digits: Images, epochs: int, seed: int = 0) -> Run:
     trainer = program.Trainer(model, digits, 64, program.DEFAULTS["mlp"]["lr"], epochs, seed)
     evaluate = program.evaluator(model, digits)
     curve, tests, stop = [], [(0, *evaluate())], Stop()
-    from rich.console import Console
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("learning", total=epochs * trainer.steps, now="")
         for epoch in range(1, epochs + 1):

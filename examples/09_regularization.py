@@ -16,6 +16,8 @@ from importlib import import_module
 import numpy as np
 from guide_data import mnist
 from guide_lesson import Chart, Lesson, Picture, bitmap, legend, table, words
+from guide_report import progress_bar
+from rich.console import Console
 from tinygrad import Context, Tensor, TinyJit, nn
 
 loop = import_module("06_training_loop")  # its name starts with a digit: `import` cannot say it
@@ -450,7 +452,13 @@ def main() -> None:
     chosen = [n for n in METHODS if not quick or n in ("nothing", "augmentation")]
     lesson.part("784-64-10, 200 digits, 25 epochs; examined on 1,000 of the test set" if quick else
                 "784-256-128-10, 1,000 digits, 30 epochs; examined on the whole test set")
-    outcomes = {name: regularized(METHODS[name], *QUICK if quick else ()) for name in chosen}
+    outcomes = {}
+    with progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("learning", total=len(chosen), now="")
+        for name in chosen:
+            bar.update(task, now=name)
+            outcomes[name] = regularized(METHODS[name], *QUICK if quick else ())
+            bar.advance(task)
     base = outcomes["nothing"].test_accuracy
     print(table(("method", "training loss", "test loss", "accuracy", "gain", "|w|", "epochs"), [
         (name, f"{o.train_loss:.4f}", f"{o.test_loss:.3f}", f"{o.test_accuracy:.2%}",
