@@ -48,6 +48,9 @@ def test_json_has_the_fields_that_were_promised(predicted: Report) -> None:
         assert kernel["measured_us"] is None  # nothing claims a time that nobody took
     total = data["steps"][0]["total"]
     assert total["launches"] == 3 and total["measured_us"] is None
+    assert total["budget_mj"] == pytest.approx(15 * total["model_us"] / 1e3)  # 15 W
+    unknown = replace(predicted, machine=replace(MACHINE, watts=None))
+    assert report.to_json(unknown)["steps"][0]["total"]["budget_mj"] is None
     assert total["model_us"] == pytest.approx(sum(k["model_us"] for k in kernels))
 
 

@@ -1,16 +1,16 @@
 """`tgx profile`: a script's kernels, compiled for a board that may not be here, and what they cost.
 
 Two ways lead to the kernels. A script that has `tgx_models() -> {name: (step, make_inputs)}` is
-asked for them; for a prediction nothing of it runs, its schedules are enough. And the script itself
-runs, as it is, until its first TinyJit step has been captured; then it is stopped. Where the device
-is here, `tgx.adapter.timing` then times what was captured.
+asked for them; for a prediction no step of theirs runs, its schedules are enough. And the script
+itself runs, as it is, until its first TinyJit step has been captured; then it is stopped. Where the
+device is here, `tgx.adapter.timing` then times what was captured.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import tinygrad.engine.jit as tg_jit
@@ -136,8 +136,7 @@ def _captured(
 ) -> Iterator[Named]:
     with stopping(watch, real) as seen:
         script()
-    with nullcontext() if real else offline.catching():
-        models = offline.models_of(vars(sys.modules["__main__"]))
+    models = offline.models_of(vars(sys.modules["__main__"]))
     for name in chosen:
         if name not in models:
             known = ", ".join(models) or "none: the script has no tgx_models()"

@@ -404,6 +404,7 @@ class Machine:
     launch_us: float | None = None  # measured, as the two below
     copy: float | None = None
     latency_ns: float | None = None
+    watts: float | None = None  # the power mode's budget
     assumed: tuple[str, ...] = ()
 
 
@@ -472,6 +473,7 @@ def machine(profile: Profile, mode: str = "") -> Machine:
         launch_us=profile.number_of("graph_launch"),
         copy=profile.number_of("copy"),
         latency_ns=profile.number_of("latency"),
+        watts=chosen.number_of("watts"),
         assumed=tuple(assumed),
     )
 

@@ -209,6 +209,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "kernels": [asdict(row) for row in step.rows],
                 "total": {
                     "launches": len(step.rows),
+                    "budget_mj": budget_mj(step, machine),
                     "lower_us": step.total("lower_us"),
                     "model_us": step.total("model_us"),
                     "model_low_us": step.total("model_low_us"),
@@ -241,6 +242,12 @@ def heading(report: Report) -> list[str]:
            "constants that no measurement was fitted to yet."),
     ]  # fmt: skip
     return lines + (measured.heading(report.measurement) if report.measurement else [])
+
+
+def budget_mj(step: Step, machine: Machine) -> float | None:
+    """The energy of one run if the board drew its mode's whole budget for the modelled time: an
+    upper end, for a step of small kernels leaves most of the board idle. None: no budget known."""
+    return None if machine.watts is None else machine.watts * step.total("model_us") / 1e3
 
 
 def foot(report: Report) -> list[str]:
