@@ -375,3 +375,16 @@ def test_what_was_not_recorded_is_said(browser: Any, tmp_path: Path) -> None:
     assert "rewrites were not recorded" in page.text("#notes")
     assert "nothing was computed" in page.text("#stage")
     page.close()
+
+
+def test_a_recording_draws_itself_in_a_notebook() -> None:
+    """`tgx.trace()` as the last line of a cell: the page in a frame of its own, or one picture."""
+    from tgx.recording import trace
+
+    recording = trace()
+    recording._trace = traces.mlp_step()
+    frame = recording._repr_html_()
+    assert frame.startswith("<iframe srcdoc=") and frame.count("<iframe") == 1
+    assert "<script" not in frame  # escaped: it stays inside the frame
+    assert recording._repr_svg_().startswith("<svg")
+    assert "linear + bias + relu" in str(recording)
