@@ -87,8 +87,11 @@ class Expression:
     def parameters(self) -> Mapping[str, Tensor]:
         """The names that have a gradient."""
         floats = {n: t for n, t in self.values.items() if t.is_floating_point()}
+        if not self.values:
+            raise BadInput(f"{self.text} is no tensor: it has no name with a value",
+                           "a name, and a value for it", EXAMPLE)
         if not floats:
-            given = ", ".join(self.values) or "nothing"
+            given = ", ".join(self.values)
             raise BadInput(f"only whole numbers were given ({given}), which have no gradient",
                            "a number with a decimal point", 'tgx backward "x*x" x=2.0')
         return floats

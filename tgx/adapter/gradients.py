@@ -38,6 +38,7 @@ from tgx.adapter.values import Rows, data_sources, in_order, rows_of
 
 MOST_WALKS = 12  # different ones; repeats are counted
 MOST_NODES = 60_000  # of one walk's graph
+MOST_BYTES = 1 << 30  # of all buffers whose contents are kept
 
 SHIFT = 24  # a mark is walk << SHIFT | node
 
@@ -203,6 +204,7 @@ class Backward(Session):
         self.numbers: Numbers = Numbers()
         self.numbered: dict[bytes, tuple[Any, ...]] = {}
         self.left_out = 0
+        self.room = MOST_BYTES
         self.words: dict[UOp, str] = {}  # what nodes are called, besides the user's variables
 
     def say(self, text: str) -> None:
@@ -278,15 +280,11 @@ class Backward(Session):
 
     def _keep(self, walk: _Active, grads: dict[UOp, UOp], frame: Any) -> None:
         forward = in_order([walk.root])
-        order = 1
-        for n in forward:
-            for mark in n.__dict__.get(WALK, ()):
-                known = self.walks[mark >> SHIFT]
-                if mark & (1 << SHIFT) - 1 >= known.forward and known.parent < 0:
-                    order = max(order, known.order + 1)
+        order = self._order(forward)
         asked = self.marker.origins.here(3)
         captured = _capturing()
-        structure = tuple((n.op, n.dtype, n.arg if n.op in _STRUCTURAL else None) for n in forward)
+        structure = tuple((n.op, n.dtype, n._shape, n.arg if n.op in _STRUCTURAL else None)
+                          for n in forward)  # fmt: skip
         key = structure, self.marker.origins.line(asked), order, captured, bool(walk.call)
         if (before := self.by_key.get(key)) is not None and not walk.call:
             before.repeats += 1
@@ -311,11 +309,12 @@ class Backward(Session):
         nodes = list(seen)
         place = {n: i for i, n in enumerate(nodes)}
         record = Recorded(
-            len(self.walks), rows_of(nodes, read=walk.call is None), len(forward),
+            len(self.walks), rows_of(nodes, self.room if walk.call is None else 0), len(forward),
             place[walk.root], [], [], [n.__dict__.get(MARK, ()) for n in nodes],
             [_spoken(n) for n in nodes], {}, asked, key, order, jit=captured,
         )  # fmt: skip
         self.walks.append(record)
+        self.room -= record.graph.nbytes
         self.by_key[key] = record
         self._name(record, nodes, walk, frame)
         for n, fresh in zip(visits, made, strict=True):
@@ -336,6 +335,16 @@ class Backward(Session):
             self.active[-1].inner.append((record, *walk.call))
         for i, n in enumerate(nodes):
             n.__dict__[WALK] = (*n.__dict__.get(WALK, ()), record.id << SHIFT | i)
+
+    def _order(self, forward: list[UOp]) -> int:
+        """2 for a graph that contains an earlier walk's gradients, and so on."""
+        order = 1
+        for n in forward:
+            for mark in n.__dict__.get(WALK, ()) if n.op in COMPUTING else ():
+                known = self.walks[mark >> SHIFT]
+                if mark & (1 << SHIFT) - 1 >= known.forward and known.parent < 0:
+                    order = max(order, known.order + 1)
+        return order
 
     def _visit(self, walk: _Active, node: UOp, fresh: Iterable[UOp], place: dict[UOp, int],
                grads: dict[UOp, UOp]) -> Visit:
@@ -433,7 +442,7 @@ def lazy_gradients() -> list[Any]:
     return [g for g in grads if WALK in g.uop.__dict__ and not g.uop.is_realized]
 
 
-_STRUCTURAL = (Ops.REDUCE, Ops.PERMUTE, Ops.FLIP, Ops.CONST)
+_STRUCTURAL = (Ops.REDUCE, Ops.PERMUTE, Ops.FLIP)
 
 
 def _capturing() -> str:

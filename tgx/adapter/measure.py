@@ -1,28 +1,28 @@
 """`tgx devices measure`: small benchmarks that find what no data sheet says.
 
-All but one are ordinary tinygrad programs: they run on any device, and measure what a tinygrad
-program gets there, through tinygrad's own run time and kernels.
+All are tinygrad programs: they run on any device, and measure what a tinygrad program gets there,
+through tinygrad's own run time and kernels.
 
     launch         a kernel of almost no work, waited for each time
     graph_launch   the same among 64 in one TinyJit graph
     copy           b = a + 1 over arrays much larger than the caches: bytes read plus bytes written
-    latency        a chain of loads, each from the place the last one named; on CPUs only
+    latency        a chain of loads, each from the place the last one named
     fma            a product of two matrices
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit
+from tinygrad import Device, Tensor, TinyJit, dtypes
+from tinygrad.dtype import AddrSpace
+from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
 from tgx.hardware.measure import Timing, cpu_profile, facts, filled
 from tgx.hardware.profiles import Profile
@@ -54,8 +54,7 @@ def benchmarks() -> Iterator[tuple[str, Timing]]:
     yield "launch", launch()
     yield "graph_launch", graph_launch()
     yield "copy", copy()
-    if Device.DEFAULT in ("TGX", "CPU"):
-        yield "latency", latency()
+    yield "latency", latency()
     yield "fma", fma()
 
 
@@ -109,58 +108,36 @@ def copy(size: int = 64 * MIB) -> Timing:
     return timed(lambda: step(x), 2 * 4 * size)
 
 
-WALK = """
-define i64 @walk(ptr %table, i64 %start, i64 %steps) {
-entry:
-  br label %loop
-loop:
-  %place = phi i64 [ %start, %entry ], [ %next, %loop ]
-  %left = phi i64 [ %steps, %entry ], [ %fewer, %loop ]
-  %address = getelementptr i64, ptr %table, i64 %place
-  %next = load i64, ptr %address
-  %fewer = sub i64 %left, 1
-  %more = icmp ne i64 %fewer, 0
-  br i1 %more, label %loop, label %done
-done:
-  ret i64 %next
-}
-"""
-
-
 def latency(lines: int = 2 * MIB, steps: int = 1 << 18) -> Timing:
-    """One long cycle through memory in random order: no load can begin before the last has ended.
+    """One long cycle through memory in random order, `i = table[i]`: no load can begin before the
+    last has ended. On one thread, through 256 MiB with one place for each 128 bytes."""
+    words = 32  # of 4 bytes: a cache line of NVIDIA's, two of a CPU's
+    order = np.random.default_rng(0).permutation(lines).astype(np.int32)
+    cycle = np.zeros((lines, words), np.int32)
+    cycle[order, 0] = np.roll(order, -1) * words
+    table = Tensor(cycle.reshape(-1)).realize()
 
-    tinygrad makes a kernel of every such load, so this walk is written by hand: `i = table[i]`, on
-    one CPU thread, through 128 MiB with one place for each cache line.
-    """
-    words = 8  # of 8 bytes to a cache line
-    order = np.random.default_rng(0).permutation(lines)
-    table = np.zeros((lines, words), np.int64)
-    table[order, 0] = np.roll(order, -1) * words
-    engine = llvm_engine(WALK)
-    address = engine.get_function_address("walk")
-    number = ctypes.c_int64
-    walk = ctypes.CFUNCTYPE(number, ctypes.c_void_p, number, number)(address)
-    place = 0
-    seconds = []
-    for _ in range(RUNS):  # each run goes on where the last one ended: what it meets is not cached
-        started = time.perf_counter()
-        place = walk(table.ctypes.data, place, steps)
-        seconds.append(time.perf_counter() - started)
-    return Timing(tuple(seconds), steps)
+    def walk(out: UOp, table: UOp, start: UOp) -> UOp:
+        """In tinygrad's own UOps, for every device: a loop around one register."""
+        place = UOp.placeholder((1,), dtypes.int, 0, addrspace=AddrSpace.REG)
+        place = place.after(place[0].store(start[0].load()))
+        loop = UOp.range(steps, 0, AxisType.REDUCE)
+        following = table[place.after(loop)[0].load()].load()
+        done = place.after(place[0].store(following).end(loop))
+        return out[0].store(done[0].load()).sink(arg=KernelInfo(name="walk", opts_to_apply=()))
 
+    @TinyJit
+    def step(start: Tensor) -> Tensor:
+        out = Tensor.empty(1, dtype=dtypes.int)
+        return Tensor.custom_kernel(out, table, start, fxn=walk)[0].realize()
 
-def llvm_engine(ir: str) -> Any:
-    """LLVM IR as machine code for this CPU."""
-    from llvmlite import binding
+    place = Tensor([0], dtype=dtypes.int).realize()
 
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(ir)
-    machine = binding.Target.from_default_triple().create_target_machine(opt=2)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine
+    def run() -> None:  # goes on where the last one ended: what it meets is not cached
+        nonlocal place
+        place = step(place).clone().realize()
+
+    return timed(run, steps)
 
 
 def fma(n: int = 1024) -> Timing:

@@ -27,7 +27,6 @@ from tgx.adapter.wording import shape_text
 
 Array = Any  # np.ndarray, Deferred, a list of arrays (one a device), or None: not known
 
-MOST_BYTES = 512 * 2**20  # of all buffers a graph reads
 DEFER = 1 << 18  # elements of a product with broadcast factors from which on it is only a recipe
 MOST_ELEMENTS = 1 << 24  # of one array; beyond, only a recipe
 SUMMARY = 1 << 16  # elements that a summary looks at
@@ -61,6 +60,7 @@ class Rows:
     rows: list[Row] = field(default_factory=list)
     buffers: dict[int, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    nbytes: int = 0  # of the buffers
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,11 +97,11 @@ def in_order(roots: Iterable[UOp], known: Iterable[UOp] = ()) -> list[UOp]:
     return list(seen)[start:]
 
 
-def rows_of(nodes: Sequence[UOp], read: bool = True) -> Rows:
-    """Copies a graph, and what its buffers hold now. ``nodes`` are in order."""
+def rows_of(nodes: Sequence[UOp], room: int = 0) -> Rows:
+    """Copies a graph, and what its buffers hold now, as far as there is ``room`` for the bytes.
+    ``nodes`` are in order."""
     place = {n: i for i, n in enumerate(nodes)}
     out = Rows()
-    total = 0
     for i, n in enumerate(nodes):
         try:
             shape = _ints(n._shape)
@@ -110,15 +110,13 @@ def rows_of(nodes: Sequence[UOp], read: bool = True) -> Rows:
             shape, arg = None, None
         src = tuple(place[s] for s in data_sources(n) if s in place)
         out.rows.append(Row(n.op, n.dtype, shape, src, arg))
-        if read and n.op is Ops.BUFFER:
+        if room and n.op is Ops.BUFFER:
             size = math.prod(shape or (0,)) * n.dtype.itemsize
-            if total + size > MOST_BYTES:
-                out.missing.append(f"values: a buffer of {size:,} bytes was too large to keep")
-                continue
-            total += size
-            held = contents(n)
-            if held is not None:
+            if out.nbytes + size > room:
+                out.missing.append(f"values: there was no room to keep a buffer of {size:,} bytes")
+            elif (held := contents(n)) is not None:
                 out.buffers[i] = held
+                out.nbytes += size
     return out
 
 
