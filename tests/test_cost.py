@@ -104,12 +104,15 @@ def test_a_resnet50_step_is_recorded_whole(trace: Trace) -> None:
         assert replay(trace, p) == p.after
 
 
-def test_a_resnet50_steps_files_are_small(resnet50: Path) -> None:
+def test_a_resnet50_steps_files_are_small_and_whole(resnet50: Path, trace: Trace) -> None:
     for name in (codec.FILE_NAME, "index.html"):
         size = (resnet50 / name).stat().st_size / 1e6
         print(f"{name}: {size:.1f} MB")
         assert size < 20, name
-    assert "left out" not in (resnet50 / "index.html").read_text()
+    page = (resnet50 / "index.html").read_text()
+    for p in trace.passes:
+        owner = f"s{p.schedule}" if p.schedule >= 0 else f"p{p.program}"
+        assert f'id="chunk-r{owner}"' in page, p.name
 
 
 def test_a_resnet50_step_opens_and_steps_quickly(
