@@ -115,12 +115,13 @@ NEEDS = {
         "Tensor._buffer": "self",
         "Tensor.assign": "self x",
         "Tensor.clone": "self device",
+        "Tensor.custom_kernel": "self lst fxn grad_fxn",
         "_apply_map_to_tensors": "applied_map name",
         "create_linear_with_vars": "",
         "run_linear": "",
         "transform_to_call": "",
     },
-    "tinygrad.uop.ops": {"RewriteContext": "", "UOp.call": "", "_rebuild_dtype": "n new_src"},
+    "tinygrad.uop.ops": {"RewriteContext": "", "UOp.call": "", "UOp.placeholder": "", "_rebuild_dtype": "n new_src"},
 }
 
 

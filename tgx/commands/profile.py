@@ -181,7 +181,8 @@ def show_predicted(result: Report, roofline: bool) -> None:
     def under(step: report.Step) -> list[str]:
         lines = measured.foot(step.timed) if step.timed else []
         if (most := report.budget_mj(step, result.machine)) is not None:
-            lines.append(f"energy, were all of the mode's {result.machine.watts:g} W drawn: {most:.3g} mJ")
+            watts = result.machine.watts
+            lines.append(f"energy, were all of the mode's {watts:g} W drawn: {most:.3g} mJ")
         return [*lines, "", picture.text(result.machine, step)] if roofline else lines
 
     show(report.heading(result), result.steps, report.HEADS, report.table, under)
