@@ -68,6 +68,19 @@ def test_what_a_name_says_is_the_gradient(
     np.testing.assert_allclose(result.numpy(), product, rtol=1e-4, err_msg=name)
 
 
+def test_a_name_leaves_nothing_out() -> None:
+    """A sum of gradients that is scaled afterwards is not called that sum."""
+    with NULL:
+        x, b, w = (Tensor.empty(*s).contiguous().realize() for s in ((8, 6), (6,), (6, 5)))
+        with tgx.trace() as t:
+            shifted = x + b * 3
+            loss = (shifted @ w).exp().sum()
+            Tensor.realize(*loss.gradient(b, w))
+    found = names(t.trace)
+    assert not [n for n in found if n.startswith("∂b = ")], found
+    assert any(n.startswith("∂w") for n in found), found
+
+
 def test_layers_losses_and_optimizers() -> None:
     class Net:
         def __init__(self) -> None:

@@ -147,7 +147,8 @@ class Formulas:
         back = [self._base(r) for r in records if r.phase == "backward"]
         if parameter >= 0 and (slot := summand(ast)) >= 0:
             of = self._symbol_at(slots, slot)
-            return f"Σ {of}" if of.startswith("∂") else ""
+            alone = len({b.op for b in back if b.op not in names.QUIET}) == 1  # nothing scales it
+            return f"Σ {of}" if alone and of.startswith("∂") else ""
         base = next((b for b in back if b.op in names.PRODUCTS), None)
         factors = product(ast) if base else None
         if base is None or factors is None:
