@@ -516,6 +516,12 @@ class Values(Writer):
             if mask is not None:
                 self.branch(f"skip{n}")
             return
+        if mask is None and self.valid_lanes(scope) == 1:
+            # not a vector store of one lane: LLVM 22, where the value is a truncation, writes that
+            # lane in the width before (a bfloat16 as four bytes)
+            one = self.let(f"extractelement <{w} x {kind}> {name}, i64 0")
+            self.emit(f"store {kind} {one}, ptr {at}, align {align}")
+            return
         offsets = strides(access.index, scope.lane, self.nest, w)
         mask = self.both(mask, self.tail(scope))
         if offsets == list(range(w)):

@@ -79,6 +79,15 @@ def test_matmul_of_other_floats(dtype: DType) -> None:
     close(tiled(lambda: x.matmul(y, dtype=dtypes.float)), a @ b, 2e-5)
 
 
+@pytest.mark.parametrize("columns", [17, 33, 9])
+def test_a_last_vector_of_one_lane_writes_one_element(columns: int) -> None:
+    """LLVM makes a store of a truncated vector's one lane as wide as it was before."""
+    a, b = rng.integers(-3, 4, (7, 7)), rng.integers(-3, 4, (columns, 7))
+    for dtype in (dtypes.bfloat16, dtypes.half, dtypes.short):
+        got = tiled(lambda d=dtype: tgx(a, d).matmul(tgx(b, d).T, dtype=d))
+        np.testing.assert_array_equal(got.cast(dtypes.float).numpy(), a @ b.T)
+
+
 def test_integer_matmul_is_exact() -> None:
     a, b = rng.integers(-9, 9, (20, 31)), rng.integers(-9, 9, (31, 18))
     for dtype in (np.int32, np.int64, np.int8):
