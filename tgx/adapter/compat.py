@@ -121,7 +121,12 @@ NEEDS = {
         "run_linear": "",
         "transform_to_call": "",
     },
-    "tinygrad.uop.ops": {"RewriteContext": "", "UOp.call": "", "UOp.placeholder": "", "_rebuild_dtype": "n new_src"},
+    "tinygrad.uop.ops": {
+        "RewriteContext": "",
+        "UOp.call": "",
+        "UOp.placeholder": "",
+        "_rebuild_dtype": "n new_src",
+    },
 }
 
 
