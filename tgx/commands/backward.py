@@ -12,7 +12,10 @@ from pathlib import Path
 from tgx import settings
 from tgx.commands.common import Options, add_json, run_script
 
-WHAT = 'an expression with values ("x*x + x" x=2.0), a script with arguments, or module:function'
+WHAT = (
+    'an expression with values ("x*x + x" x=2.0), a script with arguments, or module:function; put '
+    "-- before an expression that begins with a minus"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -173,6 +173,7 @@ def _not_numbers(trace: Trace, walk: Walk) -> Iterator[Finding]:
     graph = trace.graph(walk.graph)
     maker = {n: s for s in steps(trace, walk.id) for n in s.made}
     at_node = {s.node: s for s in steps(trace, walk.id)}
+    wanted = _reached(graph, [walk.root, *(t.gradient for t in walk.targets if t.gradient >= 0)])
     for forward in (True, False):
         nodes = range(walk.forward) if forward else range(walk.forward, len(graph))
         told: set[str] = set()
@@ -180,7 +181,7 @@ def _not_numbers(trace: Trace, walk: Walk) -> Iterator[Finding]:
             v = walk.value(n)
             kind = "nan" if v.nans else "inf" if v.infs else ""
             inputs = [walk.value(s) for s in graph.srcs[n]]
-            if not kind or kind in told or graph.ops[n] in ("CONST", "BUFFER"):
+            if not kind or kind in told or graph.ops[n] in ("CONST", "BUFFER") or n not in wanted:
                 continue
             if any(i.nans or (kind == "inf" and i.infs) for i in inputs):
                 continue
@@ -191,6 +192,19 @@ def _not_numbers(trace: Trace, walk: Walk) -> Iterator[Finding]:
             line = place(trace, step) if step else _node_place(trace, graph, n)
             text = f"{what} begins in the {where}: {_cause(trace, walk, n, step, kind)}"
             yield Finding(kind, text, step.id if step else -1, n, line)
+
+
+def _reached(graph: Graph, roots: Sequence[int]) -> set[int]:
+    """The nodes that some nodes are made of. (A rule also makes what nobody asks for: the gradient
+    of the 2 in x**2 is NaN where x is negative.)"""
+    found: set[int] = set()
+    todo = list(roots)
+    while todo:
+        n = todo.pop()
+        if n not in found:
+            found.add(n)
+            todo.extend(graph.srcs[n])
+    return found
 
 
 def _node_place(trace: Trace, graph: Graph, node: int) -> str:

@@ -102,7 +102,8 @@ def _walk(trace: Trace, walk: Walk, level: str, picture: str,
         "result": backward.result_line(trace, walk),
         "level": level,
         "picture": picture,
-        "findings": [{"kind": f.kind, "text": f.text, "place": f.place,
+        "findings": [{"kind": f.kind, "text": f.text,
+                      "place": "" if f.place.startswith("expression") else f.place,
                       "step": next((i for i, s in enumerate(own) if s.id == f.step), -1)}
                      for f in walks.findings(trace, walk)],
         "targets": [

@@ -127,12 +127,14 @@ def _operations(trace: Trace, walk: Walk, title: str) -> Picture:
     own = walks.operations(trace, walk.id)
     weights = {t.node for t in walks.parameters(walk)}
     groups: list[list[WalkOperation]] = [[o] for o in own]
-    if 2 * len(own) + len(weights) > LIMIT:
-        groups = _layers(own, {o.id for o in walks.layers(trace, walk)})
     notes = _notes(trace, walk)
+    if 2 * len(own) > LIMIT:
+        groups = _layers(own, {o.id for o in walks.layers(trace, walk)})
+        notes.append("an operation with weights is drawn as one with those behind it")
+    inside: dict[int, int] = {}  # weights that have no box of their own, and their gradients
     if 2 * len(groups) + len(weights) > LIMIT:
+        inside = {t.node: t.gradient for t in walks.parameters(walk)}
         weights = set()
-        notes.append("the weights are left out: there are too many")
     if 2 * len(groups) > LIMIT:
         gone = len(groups) - LIMIT // 2
         half = LIMIT // 4
@@ -154,8 +156,11 @@ def _operations(trace: Trace, walk: Walk, title: str) -> Picture:
         boxes.append(Box(f"o{key}", text, (
             *((backward.spot(trace, first.origin),) if first.origin >= 0 else ()),
             _number(walk, first.output)), kind, "forward"))
+        own_weights = dict.fromkeys(f.node for o in group for f in o.flows if f.node in inside)
         boxes.append(Box(f"d{key}", f"∂ {text}", (
-            f"arrives {_number(walk, first.upstream)}",), kind, "backward",
+            f"arrives {_number(walk, first.upstream)}",
+            *(f"∂ {walks.name(trace, walk, n)} {_number(walk, inside[n])}"
+              for n in list(own_weights)[:4])), kind, "backward",
             words.plural(sum(len(o.steps) for o in group), "step")))
         edges.append(Edge(f"d{key}", f"o{key}", kind="of"))
         for o in group:
