@@ -136,8 +136,7 @@ class BatchNorm:
         return (x - mean) / (var + self.eps).sqrt() * self.gamma + self.beta
 
 
-@functools.cache
-def at_rate(lr: float, norm: bool, steps: int = 60) -> float:
+def at_rate(lr: float, norm: bool, steps: int = 30) -> float:
     """The loss of 784-32-32-10 on 128 digits after some steps of plain SGD with this rate."""
     Tensor.manual_seed(0)
     data = loop.digits(128, 1)
@@ -426,9 +425,8 @@ def main() -> None:
     with Context(TRAINING=1):
         one, other = mine(batch, True), theirs(batch)
         Tensor.realize(one, other, mine.mean, mine.var, theirs.running_mean, theirs.running_var)
-    rates = (2.0,) if quick else (0.2, 2.0)
-    losses = {(lr, norm): at_rate(lr, norm, 30 if quick else 60)
-              for lr in rates for norm in (False, True)}
+    rates = () if quick else (0.2, 2.0)
+    losses = {(lr, norm): at_rate(lr, norm) for lr in rates for norm in (False, True)}
     lesson.beside(
         ("each channel: mean, variance", "0, 1",
          f"{abs(one.mean(0).numpy()).max():.0e}, {one.var(0, correction=0).numpy().mean():.5f}"),

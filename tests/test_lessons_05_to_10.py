@@ -489,7 +489,7 @@ def test_batch_norm():
 
 def test_batch_norm_bears_ten_times_the_rate():
     it = lesson(9)
-    plain, normed = (it.at_rate(2.0, norm, 30) for norm in (False, True))
+    plain, normed = (it.at_rate(2.0, norm) for norm in (False, True))
     assert not plain < 2 and normed < 0.1
 
 
