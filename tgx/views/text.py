@@ -88,7 +88,8 @@ def _schedules(trace: Trace, chosen: Sequence[int]) -> str:
     return table(
         ("", "schedule", "realized at", "kernels", "runs"),
         (("*" if s.id in chosen else "", f"{s.id} {words.line(s.name or s.jit, 40)}".strip(),
-          trace.place(s.frame), str(len(s.kernels)), str(runs.get(s.id, 0)))
+          "" if trace.place(s.frame) in s.name else trace.place(s.frame),
+          str(len(s.kernels)), str(runs.get(s.id, 0)))
          for s in trace.schedules),
         (3, 4),
     )
@@ -103,7 +104,7 @@ def _kernels(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
         head += f"; the slowest {rows}:"
     body = table(
         ("id", "kernel", "phase", "time", "share", "rate", "bound", "lines", "tinygrad's name"),
-        ((str(k.id), words.line(k.name, 34), k.phase, words.duration(cost[k.id].time_us),
+        ((str(k.id), words.line(k.name, 42), k.phase, words.duration(cost[k.id].time_us),
           words.percent(cost[k.id].share) if cost[k.id].time_us >= 0 else "",
           _rates(cost[k.id]), cost[k.id].bound, _some(trace.places(k.id)),
           words.line(k.tinygrad_name, 24)) for k in kernels if k.id in shown),
