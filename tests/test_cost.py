@@ -48,7 +48,7 @@ MOST = {"kernels": 1.1, "full": 1.5}
 
 
 @pytest.mark.parametrize(("model", "steps", "jit"), [
-    ("mlp", 20, ""), ("mlp", 100, "jit"), ("cnn", 8, ""), ("resnet18", 4, ""),
+    ("mlp", 30, ""), ("mlp", 100, "jit"), ("cnn", 30, ""), ("resnet18", 10, ""),
 ])  # fmt: skip
 def test_recording_is_cheap(model: str, steps: int, jit: str) -> None:
     """The least CPU time of several runs, taken in turn: other work on the machine only adds."""

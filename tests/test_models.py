@@ -15,7 +15,7 @@ from tgx.adapter.proof import prove
 from tgx.model import Trace
 from tgx.passes.replay import replay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def devices() -> list[str]:

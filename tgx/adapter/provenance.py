@@ -79,10 +79,11 @@ class Follow:
             return
         note = self.get(old)
         if note is not None:
-            before = self.layers[-1].get(new)
-            self.layers[-1][new] = note if before is None else union(before, note)
+            layer = self.layers[-1]
+            before = layer.get(new)
+            layer[new] = note if before is None else union(before, note)
         for kept in self.carried:
-            if old in kept:
+            if kept and old in kept:
                 kept.setdefault(new, kept[old])
         if self.recorder is not None:
             self.recorder.rebuilt(old, new)
