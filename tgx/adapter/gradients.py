@@ -294,18 +294,13 @@ class Backward(Session):
         if len(self.walks) >= MOST_WALKS or len(forward) > MOST_NODES:
             self.left_out += 1
             return
-        made: list[list[UOp]] = []
-        start = in_order([walk.root_grad], forward)
-        nodes = [*forward, *start]
-        seen = dict.fromkeys(nodes)
+        seen = dict.fromkeys(forward)  # and then the gradients, in the order they are made
+        in_order([walk.root_grad], seen)
         visits = [n for n in reversed(walk.order)
                   if n in walk.events or n in walk.rules or n.op is Ops.GETTUPLE]
-        for n in visits:
-            fresh = in_order((x for _, _, v, t in walk.events.get(n, ()) for x in (v, t)), seen)
-            made.append(fresh)
-            seen.update(dict.fromkeys(fresh))
-        rest = in_order((grads[t] for t in walk.targets if t in grads), seen)
-        seen.update(dict.fromkeys(rest))
+        made = [in_order((x for _, _, v, t in walk.events.get(n, ()) for x in (v, t)), seen)
+                for n in visits]  # fmt: skip
+        in_order((grads[t] for t in walk.targets if t in grads), seen)
         nodes = list(seen)
         place = {n: i for i, n in enumerate(nodes)}
         record = Recorded(

@@ -79,10 +79,11 @@ def data_sources(node: UOp) -> tuple[UOp, ...]:
     return node.src
 
 
-def in_order(roots: Iterable[UOp], known: Iterable[UOp] = ()) -> list[UOp]:
-    """The nodes that ``roots`` are made of, each after its data sources; not those ``known``."""
-    seen = dict.fromkeys(known)
-    start = len(seen)
+def in_order(roots: Iterable[UOp], known: dict[UOp, None] | None = None) -> list[UOp]:
+    """The nodes that ``roots`` are made of, each after its data sources. Those ``known`` are left
+    out, and the others are known from then on."""
+    seen = {} if known is None else known
+    found: list[UOp] = []
     for root in roots:
         stack = [(root, False)]
         while stack:
@@ -91,10 +92,11 @@ def in_order(roots: Iterable[UOp], known: Iterable[UOp] = ()) -> list[UOp]:
                 continue
             if done:
                 seen[node] = None
+                found.append(node)
             else:
                 stack.append((node, True))
                 stack.extend((s, False) for s in reversed(data_sources(node)))
-    return list(seen)[start:]
+    return found
 
 
 def rows_of(nodes: Sequence[UOp], room: int = 0) -> Rows:
