@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         origins = offline.origins(watch)
         guess, lowered = predicted(filled, machine, steps, origins, constants)
         keep(names[0], report.to_json(guess))
-        found = measure(steps, origins, Pace(args.seconds), machine.gpu_mhz, say)
+        found = measure(steps, origins, Pace(args.seconds), machine, say)
         if found.stopped:
             raise SystemExit(130)
         both = report.joined(guess, found)

@@ -163,9 +163,13 @@ def test_where_the_board_is_here_both(
     assert data["measured"]["board"]["mode"] == ["15W", 0]
     assert "306 MHz at most, where this mode allows 612" in said
     assert "in a format tgx does not know; the first: new!" in said
-    assert cli.main([*words, script]) == 0
+    printing(path, "nvpmodel", "NV Power Mode: 25W\n1\n")
+    assert cli.main([*words, "--html", str(tmp_path / "page.html"), script]) == 0
     out, _ = capsys.readouterr()
-    for line in ("power mode 15W", "jitted step: p50", "mJ a run", "model against measured, all"):
+    page = (tmp_path / "page.html").read_text()
+    assert "model against measured, all" in page and "jitted step: p50" in page
+    for line in ("power mode 25W, the prediction is for 15W", "jitted step: p50", "mJ a run",
+                 "model against measured, all"):  # fmt: skip
         assert line in out
 
 

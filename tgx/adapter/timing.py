@@ -29,6 +29,7 @@ from tgx.adapter import board, offline
 from tgx.adapter.offline import Captured, Origin
 from tgx.hardware import tegra
 from tgx.hardware.measured import KernelTime, Measurement, StepTime, Times
+from tgx.hardware.profiles import Machine
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def measure(
     steps: Sequence[Named],
     known: Mapping[int, Origin],
     pace: Pace | None = None,
-    highest_mhz: float | None = None,
+    machine: Machine | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Measurement:
-    """Every step in turn. Ctrl-C ends it with the steps that were timed until then. `highest_mhz`
-    is what the GPU's clock should reach, where the profile knows it and the board does not say."""
+    """Every step in turn. Ctrl-C ends it with the steps that were timed until then. `machine` is
+    what was predicted for: its clock should be reached, and its power mode be the board's."""
     pace = pace or Pace()
     found, said = board.read()
     samples: list[tegra.Sample] = []
@@ -89,10 +90,16 @@ def measure(
             said.append(f"stopped by Ctrl-C: {len(done)} of {len(steps)} steps were measured")
     if found:
         said += told(stats, samples)
-        if found.clocks is not None and found.clocks.gpu_max is not None:
-            highest_mhz = found.clocks.gpu_max
-        if highest_mhz is not None and (trap := tegra.low_clock(samples, highest_mhz)):
+        highest = found.clocks.gpu_max if found.clocks is not None else None
+        highest = highest or (machine.gpu_mhz if machine is not None else None)
+        if highest is not None and (trap := tegra.low_clock(samples, highest)):
             said.append(trap)
+        mode = found.mode[0] if found.mode is not None else ""
+        if machine is not None and mode and mode.casefold() != machine.mode.casefold():
+            said.append(
+                f"the board is in power mode {mode}, the prediction is for {machine.mode}: give "
+                f"--mode {mode}, if `tgx devices show {machine.id}` has it"
+            )
     device = Device.DEFAULT
     return Measurement(device, arch_of(device), tuple(done), found, tuple(said), stopped)
 

@@ -86,9 +86,7 @@ def run(options: Options) -> int:
         digest = hashlib.sha256(text.encode()).hexdigest()
         tell(f"predictions written to {options.predictions}, before measuring; sha256 {digest}")
     if here:
-        measurement = measure(
-            steps, known, Pace(seconds=options.seconds), machine.gpu_mhz if machine else None, tell
-        )
+        measurement = measure(steps, known, Pace(seconds=options.seconds), machine, tell)
         if result is not None:
             result = report.joined(result, measurement)
     if options.trace:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from tgx.hardware import report
+from tgx.hardware import measured, report
 from tgx.hardware.profiles import Machine
 from tgx.hardware.report import Report, Row, Step
 from tgx.hardware.roofline import L2_BYTES_CYCLE
@@ -216,4 +216,7 @@ def html(result: Report) -> str:
         )
         parts.append(f"<h2>{escape(name)}</h2>{svg(machine, step)}"
                      f"<table><tr>{heads}</tr>{''.join(rows)}</table>")  # fmt: skip
+        if step.timed is not None:
+            parts += [f"<p>{escape(line)}</p>" for line in measured.foot(step.timed)]
+    parts += [f"<p>{escape(line)}</p>" for line in report.foot(result)]
     return "\n".join(parts) + "</html>\n"
