@@ -620,6 +620,23 @@ def test_a_trace_without_a_walk() -> None:
         backward.render(Trace(), "poem")
 
 
+def test_any_device() -> None:
+    """tinygrad's own Python device: the same steps and numbers as on TGX."""
+    code = ("import json, sys; from tgx import walking; "
+            "print(walking.of_expression('x*x + x', ['x=2.0']).render('json'))")  # fmt: skip
+    environment = {**os.environ, "DEV": "PYTHON", "PYTHONPATH": str(ROOT)}
+    environment.pop("DEVICE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, check=True,
+                          capture_output=True, timeout=120)  # fmt: skip
+    theirs = json.loads(done.stdout)
+    ours = json.loads(expression("x*x + x", "x=2.0").render("json"))
+    assert theirs["device"] == "PYTHON"
+    for own, peer in zip(ours["walks"][0]["steps"], theirs["walks"][0]["steps"], strict=True):
+        assert {k: own[k] for k in ("op", "rule", "upstream", "total", "contributions")} == {
+            k: peer[k] for k in ("op", "rule", "upstream", "total", "contributions")}
+    assert any(s["kernel"] for s in theirs["walks"][0]["steps"])
+
+
 # **** bad input ****
 
 WRONG = [
