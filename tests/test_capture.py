@@ -340,6 +340,21 @@ def test_a_module_runs_like_a_script(tmp_path: Path) -> None:
     assert any("exp" in k.ops for k in codec.read(tmp_path / "out").kernels)
 
 
+def test_a_fault_of_ours_costs_the_schedule_and_not_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tgx.adapter.explaining import Explainer
+
+    with tgx.trace() as t:
+        with monkeypatch.context() as m:
+            m.setattr(Explainer, "boundaries", lambda self: 1 / 0)
+            result = (Tensor([1.0, 2.0]) * 3).tolist()
+        (Tensor.empty(3) + 1).realize()
+    assert result == [3.0, 6.0]
+    assert "could not record a schedule: ZeroDivisionError" in t.trace.environment.missing[0]
+    assert [k.ops for k in t.kernels] == [("add",)]
+
+
 def test_one_recording_at_a_time() -> None:
     with tgx.trace(), pytest.raises(tgx.TgxError, match="already being recorded"), tgx.trace():
         pass

@@ -9,10 +9,11 @@ The file::
     {"record": "end", "records": 412}                        last: nothing is missing
 
 A record is named after the table of `tgx.model.Trace` it belongs to; its keys are the fields that
-differ from their defaults. A later record with the same id replaces the earlier one, so that what
-is learnt after the run (names, reasons) can be added without rewriting the file. A file without its
-end record (the process was killed) still opens: `environment.ended` is then "unfinished", and
-references to what was never written are dropped.
+differ from their defaults (the two longest columns are packed, see `PACKED`). A later record with
+the same id replaces the earlier one, so that what is learnt after the run (names, reasons) can be
+added without rewriting the file. A file without its end record (the process was killed) still
+opens: `environment.ended` is then "unfinished", and references to what was never written are
+dropped.
 
 Reading only ever builds the records of tgx.model: there is no pickle and no eval, every value is
 checked against the type its field declares, and sizes are bounded before anything is unpacked.
