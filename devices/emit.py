@@ -113,7 +113,8 @@ class Emitter(Values):
             name = self.new("pack")
             self.allocas.append(f"  {name} = alloca [{pack.size} x {kind}], align 64")
             self.packed[pack.node] = name, pack
-        name = self.packed.pop(pack.node)[0]  # while it is made, its value is that of its source
+        name = self.packed[pack.node][0]
+        ready, self.packed = self.packed, {}  # while it is made, values are those of their sources
         outside, strides = self.plan.loops[: pack.level], dict(pack.strides)
         turned = lane in strides and pack.along != lane
         rows = [a for a, _ in pack.extents if a not in (pack.along, lane if turned else None)]
@@ -173,7 +174,7 @@ class Emitter(Values):
             return turn
 
         row(0, {})
-        self.packed[pack.node] = name, pack
+        self.packed = ready
 
     def transposed(self, rows: list[Value]) -> list[Value]:
         """The columns of a square of vectors: one bit of row and lane number changes places at a

@@ -136,6 +136,14 @@ def test_a_variable_picks_where_to_write() -> None:
     np.testing.assert_allclose(x.numpy(), data, rtol=1e-6)
 
 
+def test_two_copies_of_one_input() -> None:
+    """silu is a product of x and of a function of x: each is copied from x, not from the other."""
+    a = random(5, 4, 6, 6)
+    x = tgx(a)
+    want = (a / (1 + np.exp(-a.astype(float)))).reshape(5, 4, 3, 2, 3, 2).max((3, 5))
+    close(tiled(lambda: x.silu().max_pool2d((2, 2))), want)
+
+
 def test_batches() -> None:
     a, b = random(3, 4, 17, 20), random(3, 4, 20, 9)
     x, y = tgx(a), tgx(b)
