@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,12 +17,23 @@ from test_hardware_offline import stand_in  # noqa: F401 - a fixture
 from tinygrad import Tensor, TinyJit, nn
 
 from tgx import cli
-from tgx.adapter.profile import profile, stopping
+from tgx.adapter import offline
+from tgx.adapter.profile import captured, predicted, stopping
 from tgx.errors import BadInput
+from tgx.hardware import profiles
+from tgx.hardware.report import Report
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
 BOARD = ("jetson-orin-nano-super", "15W")
+
+
+def profile(batches: list[int], script: Callable[[], object], *models: str) -> Report:
+    """What the command predicts for BOARD."""
+    board = profiles.find(BOARD[0])
+    watch, steps = captured(batches, script, models, real=False)
+    machine = profiles.machine(board, BOARD[1])
+    return predicted(board, machine, steps, offline.origins(watch))[0]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +64,7 @@ def test_a_script_runs_until_its_step_is_captured() -> None:
             ran.append("cleaned up")
         ran.append("came to its end")
 
-    report = profile(*BOARD, [1], script)
+    report = profile([1], script)
     assert ran == [0, 1, "cleaned up"]
     (step,) = report.steps
     assert (step.name, step.batch, len(step.rows)) == ("jitted step", None, 1)
@@ -90,20 +102,20 @@ def test_models_are_profiled_at_each_batch(main_module: ModuleType) -> None:
     main_module.tgx_models = lambda: {  # type: ignore[attr-defined]
         "net": (lambda x: layer(x).relu(), inputs), "net-train": (train, inputs),
     }  # fmt: skip
-    report = profile(*BOARD, [1, 8], lambda: None)
+    report = profile([1, 8], lambda: None)
     assert [(s.name, s.batch) for s in report.steps] == [("net", 1), ("net", 8), ("net-train", 8)]
     small, large, training = report.steps
     assert large.total("ops") > small.total("ops") and len(training.rows) > len(large.rows)
     assert all(row.lower_us <= row.model_us for step in report.steps for row in step.rows)
-    only = profile(*BOARD, [2], lambda: None, ["net"])
+    only = profile([2], lambda: None, "net")
     assert [(s.name, s.batch) for s in only.steps] == [("net", 2)]
     with pytest.raises(BadInput, match="no model 'nett'"):
-        profile(*BOARD, [2], lambda: None, ["nett"])
+        profile([2], lambda: None, "nett")
 
 
 def test_a_script_without_a_step_is_told_what_is_missing() -> None:
     with pytest.raises(BadInput, match="no TinyJit step of it ran twice") as error:
-        profile(*BOARD, [1], lambda: (Tensor([1.0]) + 1).realize())
+        profile([1], lambda: (Tensor([1.0]) + 1).realize())
     assert "tgx_models" in str(error.value)
 
 

@@ -24,7 +24,7 @@ from tgx.adapter.capture import Session
 from tgx.adapter.offline import Captured, Origin, Runnable, Step
 from tgx.adapter.timing import Named
 from tgx.errors import BadInput
-from tgx.hardware import profiles, report
+from tgx.hardware import report
 from tgx.hardware.kernel import Copy, GpuKernel
 from tgx.hardware.profiles import Machine, Profile
 from tgx.hardware.report import Report
@@ -65,23 +65,6 @@ def stopping(watch: Session | None = None, real: bool = False) -> Iterator[list[
         pass
     finally:
         tg_jit.jit_lower = plain
-
-
-def profile(
-    device: str,
-    mode: str,
-    batches: Sequence[int],
-    script: Callable[[], object],
-    models: Sequence[str] = (),
-    constants: Mapping[str, float] | None = None,
-) -> Report:
-    """Predict a script's kernels on a board. `script` runs it, as the module __main__. `models`
-    chooses among its `tgx_models()`; none chooses all of them, and the jitted step."""
-    board = profiles.find(device)
-    machine = profiles.machine(board, mode)
-    nvrtc.compiler_for(machine.arch)  # before anything runs: it may not be there
-    watch, steps = captured(batches, script, models, real=False)
-    return predicted(board, machine, steps, offline.origins(watch), constants)[0]
 
 
 def captured(

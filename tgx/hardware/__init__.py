@@ -6,7 +6,8 @@
     kernel       one launch on one GPU, as plain numbers
     occupancy    how many of its blocks fit on an SM, and what the whole grid makes of it
     roofline     a time nothing can beat, and a model that says how unsure it is
-    report       the table of `tgx profile`; picture draws it
+    fitting      the model's constants, fitted to measured times; accuracy says how good it is
+    report       the table of `tgx profile`; picture draws it; measured has what was timed
     tegra        what a Jetson says about itself: tegrastats, nvpmodel, jetson_clocks
     measure      from the times of small benchmarks to the figures of a profile
 
