@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -506,11 +507,16 @@ def test_a_backward_inside_a_jit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def traced(path: Path, folder: Path, *more: str, after: tuple[str, ...] = ()) -> Trace:
     """`tgx backward SCRIPT` in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "tgx", "backward", *more, str(path), *after], cwd=folder, text=True,
         capture_output=True, timeout=240, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    traced.seconds = (  # type: ignore[attr-defined]
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )
     traced.output = done.stdout  # type: ignore[attr-defined]
     return codec.read(folder / "kept")
 
@@ -618,6 +624,30 @@ def test_a_trace_without_a_walk() -> None:
         assert backward.render(Trace(), form)
     with pytest.raises(BadInput, match="form poem"):
         backward.render(Trace(), "poem")
+
+
+def test_a_function_of_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some_losses.py").write_text(
+        "from tinygrad import Tensor\n"
+        "def loss():\n"
+        "    w = Tensor([3.0]).realize()\n"
+        "    h = w * w\n"
+        "    return h.sum()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = ["some_losses:loss", "--json", "--dot", "a.dot", "--markdown", "a.md"]
+    assert cli.main(["backward", *arguments]) == 0
+    (walk,) = json.loads(capsys.readouterr().out)["walks"]
+    lines = [(s["op"], s["name"], s["line"]) for s in walk["steps"]]
+    assert any(op == "MUL" and name == "h" and line.endswith("some_losses.py:4")
+               for op, name, line in lines)  # fmt: skip
+    assert {t["name"]: t["gradient"] for t in walk["targets"]}["w"] == 6.0
+    assert "∂L/∂w" in (tmp_path / "a.dot").read_text() and "`h`" in (tmp_path / "a.md").read_text()
+    assert cli.main(["backward", "x*x", "x=2.0", "--svg", "no/such/folder/a.svg"]) == 2
+    assert "a file to write" in capsys.readouterr().err
 
 
 def test_any_device() -> None:
@@ -740,6 +770,7 @@ def mlp_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, str, Path
     folder = tmp_path_factory.mktemp("mlp")
     script = ROOT / "traces/guide_step.py"
     trace = traced(script, folder, "-o", "kept", "--html", "walk.html", after=("mlp",))
+    assert traced.seconds < 25, "of CPU, with nothing compiled yet"  # type: ignore[attr-defined]
     return trace, traced.output, folder  # type: ignore[attr-defined]
 
 

@@ -111,7 +111,7 @@ def of_function(function: Callable[[], Any], what: str) -> Backward:
     from tgx.adapter.expression import check_loss
 
     with _recording(_program()) as session:
-        with _explained(), _keeping(function) as kept:
+        with _explained(), _keeping(function, session.scopes):
             result = function()
         known = len(session.walks)
         if isinstance(result, Tensor) and not known:
@@ -130,24 +130,23 @@ def of_function(function: Callable[[], Any], what: str) -> Backward:
                 "a loss: a Tensor of one number", "return loss, or call loss.backward() inside",
             )  # fmt: skip
         realize_gradients(session)
-        kept.clear()
+        session.scopes.clear()
     return Backward(session.trace())
 
 
 @contextmanager
-def _keeping(function: Callable[[], Any]) -> Iterator[list[Any]]:
+def _keeping(function: Callable[[], Any], kept: list[dict[str, Any]]) -> Iterator[None]:
     """Keeps a function's own variables: tinygrad gives gradients to tensors that are alive."""
-    kept: list[Any] = []
     code = getattr(getattr(function, "__func__", function), "__code__", None)
 
     def profile(frame: Any, event: str, _: Any) -> None:
         if event == "return" and frame.f_code is code:
-            kept.append(list(frame.f_locals.values()))
+            kept.append(dict(frame.f_locals))
 
     before = sys.getprofile()
     sys.setprofile(profile)
     try:
-        yield kept
+        yield
     finally:
         sys.setprofile(before)
 

@@ -18,7 +18,7 @@ followed through the scheduler as origins are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -206,6 +206,7 @@ class Backward(Session):
         self.left_out = 0
         self.room = MOST_BYTES
         self.words: dict[UOp, str] = {}  # what nodes are called, besides the user's variables
+        self.scopes: list[dict[str, Any]] = []  # variables of functions that have returned
 
     def say(self, text: str) -> None:
         """Something for the reader."""
@@ -377,7 +378,8 @@ class Backward(Session):
 
         wanted = nodes[: record.forward]
         found = names.arguments(wanted, frame, self.marker.origins)
-        found = [text or self.words.get(n, "") for text, n in zip(found, wanted, strict=True)]
+        known = {t.uop: text for scope in self.scopes for text, t in _tensors(scope)} | self.words
+        found = [text or known.get(n, "") for text, n in zip(found, wanted, strict=True)]
         record.labels = {i: text for i, text in enumerate(found) if text}
         record.text = [argument_text(n) for n in nodes]
 
@@ -428,6 +430,19 @@ class Backward(Session):
         if self.once and plan is not None and plan.jit and any(w.jit for w in self.walks):
             raise Enough
         return result
+
+
+def _tensors(scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The tensors in some variables, and in the objects and lists they hold, with their names."""
+    todo = [(name, value, 0) for name, value in scope.items()]
+    seen: set[int] = set()
+    while todo and len(seen) < names.MOST_OBJECTS:
+        name, value, depth = todo.pop()
+        if isinstance(value, tg_tensor.Tensor):
+            yield name, value
+        elif id(value) not in seen and depth < names.DEPTH:
+            seen.add(id(value))
+            todo += [(n, v, depth + 1) for n, v in names._inside(name, value)]
 
 
 def lazy_gradients() -> list[Any]:
