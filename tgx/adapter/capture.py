@@ -50,7 +50,7 @@ from tgx.adapter.writing import Recorder, program_folder
 from tgx.errors import TgxError
 
 MOST_RUNS = 50_000  # launches kept one by one; all are counted
-TIMED_JIT_CALLS = 64  # executions of a jitted graph that are run kernel by kernel, to time each
+TIMED_JIT_CALLS = 32  # executions of a jitted graph that are run kernel by kernel, to time each
 FLUSH_EVERY = 2.0  # seconds between writes of the launches
 
 
