@@ -19,7 +19,7 @@ from tinygrad.engine.realize import compile_linear
 from tinygrad.helpers import BEAM, getenv
 from tinygrad.uop.ops import Ops, UOp
 
-from tgx.adapter import nvrtc, offline
+from tgx.adapter import devices, nvrtc, offline
 from tgx.adapter.capture import Session
 from tgx.adapter.offline import Captured, Origin, Runnable, Step
 from tgx.adapter.timing import Named
@@ -76,7 +76,10 @@ def captured(
 ) -> tuple[Session, list[Named]]:
     """The steps of a script, and the recording that was made meanwhile, for the names of kernels
     and their lines. `real` runs the models' first steps, as is needed to time them afterwards."""
-    Device[Device.DEFAULT]  # opens it now, so that what it has to say comes before all else
+    works, why = devices.try_device(Device.DEFAULT)  # and what it has to say comes first
+    if not works:
+        raise BadInput(f"{Device.DEFAULT} does not work here: {why}", "a device that does",
+                       "tgx devices lists them; DEVICE=NAME chooses one")  # fmt: skip
     watch = Session(program=program).start()
     try:
         steps = list(_captured(batches, script, models, watch, real))
