@@ -433,13 +433,15 @@ class Session:
         if not self.executing:
             return
         plan, place = self.executing[-1]
+        if plan is None:
+            return
         ended = self.now()
         # a call launches one kernel, on each of its devices; with HCQ2, a list of kernels
         several = call.src[0].op is Ops.CUSTOM_FUNCTION and call.src[0].arg == "hcq"
         self.executing[-1] = plan, place + (len(ets) if several else 1)
         for n, et in enumerate(ets or [None]):
             at = place + n if several else place
-            if plan is None or at >= len(plan.kernels):
+            if at >= len(plan.kernels):
                 return
             kernel = plan.kernels[at]
             if kernel < 0:
