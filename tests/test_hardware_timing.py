@@ -93,6 +93,7 @@ def test_without_a_board_the_device_here_is_measured(
     assert any(line.endswith("script.py:9") for line in first["lines"])
     assert first["grid"] and first["ops"] > 0
     trace = codec.read(folder)  # and it opens anywhere
+    assert {s.jit for s in trace.schedules} == {"<lambda>", "Net", "train"}
     assert {t.calls >= 5 for t in trace.timings} == {True}
     assert len(trace.timings) == len(trace.kernels) and all(k.program >= 0 for k in trace.kernels)
     assert (folder / "index.html").exists()

@@ -78,8 +78,12 @@ class _Catcher(_TinyJit):
     """Takes schedules in place of running them, as a TinyJit does while it captures; being one, it
     is also seen by a trace that records at the same time."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda: None)
+    def __init__(self, name: str) -> None:
+        def nothing() -> None:
+            """A TinyJit has a function; its name is what a trace calls the schedule."""
+
+        nothing.__name__ = name
+        super().__init__(nothing)
         self._linears: list[UOp] = []
         self.variables: dict[str, int] = {}
 
@@ -108,11 +112,11 @@ def highest(calls: Iterable[UOp]) -> dict[str, int]:
 
 
 @contextmanager
-def catching() -> Iterator[_Catcher]:
+def catching(name: str = "captured") -> Iterator[_Catcher]:
     """Within this, nothing that is realized runs: the schedules are collected."""
     if realize.capturing:
         raise BadInput("a schedule cannot be captured inside a TinyJit", "a plain function")
-    catcher = _Catcher()
+    catcher = _Catcher(name)
     realize.capturing.append(catcher)
     try:
         yield catcher
@@ -126,12 +130,16 @@ def capture(step: Step, inputs: Sequence[Any] = (), watch: Session | None = None
     source lines."""
     function = getattr(step, "fxn", None) or step
     before = parts(watch)
-    with catching() as catcher:
+    with catching(name_of(function)) as catcher:
         lazy = list(tensors(function(*inputs)))
         if lazy:
             Tensor.realize(*lazy)
     calls = catcher.calls
     return Captured(calls, catcher.variables, ids_since(watch, before, len(calls)))
+
+
+def name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def parts(watch: Session | None) -> int:

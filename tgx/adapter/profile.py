@@ -145,10 +145,11 @@ def _jitted(step: Step, make_inputs: Step, batch: int, watch: Session) -> Captur
     """A model's step as a TinyJit captures it, its first call having run."""
     function = getattr(step, "fxn", None) or step
 
-    @TinyJit
-    def jitted(*inputs: Any) -> list[Tensor]:
+    def run(*inputs: Any) -> list[Tensor]:
         return list(offline.tensors(function(*inputs)))
 
+    run.__name__ = offline.name_of(function)
+    jitted = TinyJit(run)
     inputs = tuple(make_inputs(batch))
     with stopping(watch, real=True) as seen:
         for _ in range(2):
