@@ -173,10 +173,24 @@ def outputs() -> dict[str, str]:
     return found
 
 
+def libraries() -> dict[str, str]:
+    """Where pip put the compiler that tinygrad's own CUDA device needs, in tinygrad's variables; a
+    toolkit in /usr/local/cuda, which a Jetson has, is found without."""
+    if Path("/usr/local/cuda").exists():
+        return {}
+    found = [path for folder in map(Path, sys.path)
+             for path in sorted(folder.glob("nvidia/cuda_nvrtc/lib/libnvrtc.so.1?"))]  # fmt: skip
+    if not found:
+        return {}
+    return {"NVRTC_PATH": str(found[0]), "CUDA_PATH": str(found[0].parents[2] / "cuda_runtime")}
+
+
 def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     os.environ["DEV"] = args.stand_in or "CUDA"  # before tinygrad is loaded
     os.environ.pop("DEVICE", None)
+    for name, value in libraries().items():
+        os.environ.setdefault(name, value)
     from tgx.errors import TgxError
 
     try:

@@ -29,6 +29,7 @@ def test_a_rehearsal_leaves_every_file_and_claims_nothing(
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name, value in (("DEV", Device.DEFAULT), ("DEVICE", "")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(measure_gpu, "libraries", dict)
     quick = [(name, Timing((1e-3, 1.1e-3), 100)) for name in ("launch", "graph_launch")]
     monkeypatch.setattr(measure, "benchmarks", lambda: iter(quick))
     script = tmp_path / "script.py"
@@ -60,10 +61,25 @@ def test_a_rehearsal_leaves_every_file_and_claims_nothing(
 def test_without_the_gpu_it_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("DEV", Device.DEFAULT)
+    for name, value in (("DEV", Device.DEFAULT), ("DEVICE", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(measure_gpu, "libraries", dict)
     monkeypatch.setattr(board, "gpu_arch", lambda: "sm_89")
     with pytest.raises(SystemExit, match="the GPU here is sm_89, h200 is sm_90"):
         measure_gpu.main(["--device", "h200", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     assert measure_gpu.main(["--device", "h2000"]) == 2
     assert "did you mean h200" in capsys.readouterr().err
+
+
+def test_pips_compiler_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    plain = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda p: str(p) != "/usr/local/cuda" and plain(p))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found = measure_gpu.libraries()
+    assert found == {"NVRTC_PATH": str(library), "CUDA_PATH": str(tmp_path / "nvidia/cuda_runtime")}
+    monkeypatch.setattr(sys, "path", [])
+    assert measure_gpu.libraries() == {}
