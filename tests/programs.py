@@ -491,7 +491,7 @@ NORMALISE = {
 CONTRACT = {
     "matmul": Op("{x} @ {y}", np.matmul, sums=True),
     "einsum": Op("Tensor.einsum({0}, {x}, {y})",
-                 lambda x, y, formula: np.einsum(formula, x, y), sums=True),
+                 lambda x, y, formula: np.einsum(formula, x, y), _sum_type, sums=True),
     "conv": Op("{x}.conv2d({y}, groups={0}, stride={1}, dilation={2}, padding={3})",
                _conv, sums=True),
     "conv_transpose": Op(
