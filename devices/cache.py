@@ -18,6 +18,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -69,8 +70,12 @@ def slim(program: UOp) -> UOp:
                                 source, binary))
 
 
-def read(name: str) -> UOp | None:
-    path = folder() / name
+# The file a slim program was read from, where `whole` finds the rest of it.
+_origin: weakref.WeakKeyDictionary[UOp, Path] = weakref.WeakKeyDictionary()
+
+
+def contents(path: Path) -> tuple[bytes, bytes] | None:
+    """A file's two pickles: the slim program, and the graphs that it left out."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -79,10 +84,29 @@ def read(name: str) -> UOp | None:
         with contextlib.suppress(OSError):
             path.unlink()
         return None
+    middle = 40 + int.from_bytes(data[32:40], "little")
+    return data[40:middle], data[middle:]
+
+
+def read(name: str) -> UOp | None:
+    path = folder() / name
+    if (found := contents(path)) is None:
+        return None
     with contextlib.suppress(OSError):
         os.utime(path)  # used now: swept last
-    program = pickle.loads(data[32:])
-    return program if isinstance(program, UOp) else None
+    program = pickle.loads(found[0])
+    if not isinstance(program, UOp):
+        return None
+    _origin[program] = path
+    return program
+
+
+def whole(program: UOp) -> UOp:
+    """A program with its graphs, for whoever wants to look at them; itself if they are gone."""
+    path = _origin.get(program)
+    if path is None or (found := contents(path)) is None:
+        return program
+    return program.replace(src=(*pickle.loads(found[1]), *program.src[2:]))
 
 
 _writes = 0
@@ -91,7 +115,8 @@ _writes = 0
 def write(name: str, program: UOp) -> None:
     """Keeps a program. A cache that cannot be written (full or read-only disk) is no cache."""
     global _writes
-    data = pickle.dumps(slim(program))
+    short, graphs = pickle.dumps(slim(program)), pickle.dumps(program.src[:2])
+    data = len(short).to_bytes(8, "little") + short + graphs
     if len(data) > MAX_FILE:
         return
     with contextlib.suppress(OSError):

@@ -153,3 +153,21 @@ def test_the_short_way_gives_the_very_same_program():
         assert ours is theirs, ours.src[0].arg.name
         paths.add(any(u.op is Ops.CUSTOM for u in ours.src[0].toposort()))
     assert paths == {True, False}
+
+
+def test_a_program_from_the_cache_is_whole_for_who_looks_at_it(tmp_path: Path) -> None:
+    """The second process runs slim programs; its trace shows the UOps of the first one's all the
+    same."""
+    script = """
+import tgx
+from tinygrad import Tensor
+with tgx.trace() as t:
+    x = Tensor.ones(6, 5).contiguous().realize()
+    (x.exp() @ x.T).sum(0).realize()
+print([(k.name, len(t.trace.graph(t.trace.program(k.program).uops))) for k in t.kernels])
+"""
+    first, second = (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+                       env={**os.environ, "DEV": "TGX", "XDG_CACHE_HOME": str(tmp_path)})
+        for _ in range(2))
+    assert first.stdout == second.stdout and "exp" in first.stdout, first.stderr + second.stderr

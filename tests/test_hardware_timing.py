@@ -295,7 +295,10 @@ def test_a_real_interrupt_ends_everything(tmp_path: Path, script: str) -> None:
     words = [sys.executable, "-m", "tgx", "profile", "--seconds", "60", "--batch", "8", "--model",
              "net", script]
     process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, cwd=ROOT)  # fmt: skip
+                               text=True, cwd=ROOT,
+                               # a job in the background ignores it, and so would its children
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                               )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("measuring"):

@@ -320,10 +320,11 @@ class Recorder:
         known = self.kernels[kernel]
         if known.program >= 0:
             return
-        number = self.programs.get(prg.key)
-        sink, linear = prg.src[0], prg.src[1]
+        number = self.programs.get(key := prg.key)
         if number is None:
-            number = self.programs[prg.key] = len(self.programs)
+            number = self.programs[key] = len(self.programs)
+            prg = whole(prg)
+            sink, linear = prg.src[0], prg.src[1]
             self.program_uops[number] = prg
             uops = self.graph("uops", ansistrip(prg.arg.name), [*closed(linear.src)])
             source = prg.src[2].arg if len(prg.src) > 2 else ""
@@ -467,3 +468,10 @@ def _read_lines(path: str) -> tuple[tuple[int, str], ...]:
     except OSError:
         return ()
     return tuple((i, line.rstrip("\n")) for i, line in enumerate(linecache.getlines(path), 1))
+
+
+def whole(prg: UOp) -> UOp:
+    """A program that TGX found in its cache on disk lacks its graphs, which are kept apart."""
+    cache = sys.modules.get("tgx.devices.cache")
+    found: UOp = cache.whole(prg) if cache is not None else prg
+    return found
