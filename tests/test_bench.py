@@ -239,3 +239,9 @@ def test_a_kept_report_is_printed_again(tmp_path: Path, capsys: pytest.CaptureFi
     report.write_text('{"schema": 99}')
     assert main(["bench", "--show", str(report)]) == 2
     assert "a report of tgx bench" in capsys.readouterr().err
+
+
+def test_the_tables_of_performance_md_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parent
+    assert main(["bench", "--show", str(folder / "performance.json"), "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in (folder / "PERFORMANCE.md").read_text()
