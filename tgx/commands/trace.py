@@ -32,6 +32,8 @@ def run(options: Options) -> int:
     words = options.module or options.script
     if not words:
         raise SystemExit("tgx: which script? For example: " + "tgx trace train.py")
+    if not options.module and not Path(words[0]).is_file():  # before a folder is made for it
+        raise SystemExit(f"tgx: cannot read {words[0]}: there is no such file")
     folder = Path(options.output or Path(words[0]).stem + ".trace").resolve()
     program = words[0] if not options.module else f"-m {words[0]}"
     session = Session(folder, options.level, program, tuple(words[1:]), options.prove).start()
