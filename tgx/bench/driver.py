@@ -427,7 +427,8 @@ def load_digits(data: Path | None) -> tuple[models.Array, models.Array, str]:
             raise BadInput(f"--data {data}", f"a folder with {' and '.join(MNIST)} (.gz, .xz)")
         return *models.digits(SEED), "MNIST is not here: the epoch ran on generated digits"
     pixels = np.frombuffer(unpack(images), np.uint8, offset=16).reshape(-1, 28, 28)
-    return pixels, np.frombuffer(unpack(labels), np.uint8, offset=8), f"MNIST from {data or 'the checkout'}"
+    told = f"MNIST from {data or 'the checkout'}"
+    return pixels, np.frombuffer(unpack(labels), np.uint8, offset=8), told
 
 
 def unpack(path: Path) -> bytes:
