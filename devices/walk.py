@@ -137,6 +137,7 @@ FILES = {
     "writer.py": "tile path: writing IR as text",
     "contract.py": "tile path: the front door",
     "record.py": "which path a kernel took, and why",
+    "parse.py": "LLVM IR text as data, for passes over finished kernels",
     "optimize.py": "the one function of tinygrad the device replaces",
     "cache.py": "finished programs on disk",
 }
