@@ -124,6 +124,21 @@ def test_every_picture_draws(of: str, what: str) -> None:
         assert "<script>alert(1)" in texts or "</script>" in texts, "it is shown as what it is"
 
 
+@pytest.mark.parametrize("what", ["schedule", "kernel"])
+def test_lines_stand_around_the_middle_of_their_box(what: str) -> None:
+    """So that they stay in it, about, in a font that is wider than the one graphviz knows."""
+    drawn = svg.from_dot(render("dot", traces.mlp_step(), what=what))
+    nodes = re.findall(r'class="node">.*?</g>', drawn, re.DOTALL)
+    nodes = [n for n in nodes if n.count("<path") + n.count("<polygon") == 1]
+    assert len(nodes) >= 5
+    for node in nodes:
+        (outline,) = re.findall(r' (?:d|points)="([^"]*)"', node)
+        xs = [float(x) for x in re.findall(r"(-?[\d.]+),-?[\d.]+", outline)]
+        lines = re.findall(r'<text text-anchor="(\w+)" x="([^"]*)"', node)
+        for anchor, x in lines:
+            assert anchor == "middle" and abs(float(x) - (min(xs) + max(xs)) / 2) < 0.01
+
+
 def test_every_picture_has_a_legend_and_says_its_colours() -> None:
     for what in PICTURES:
         p = picture.picture(traces.mlp_step(), what)

@@ -21,14 +21,14 @@ SHAPES: dict[str, tuple[str, str, str]] = {
     "graph": ("box3d", "filled", "❒"),
     "copy": ("cds", "filled", "⇒"),
     "view": ("box", "filled,dashed", "┄"),
-    "custom": ("octagon", "filled", "⯃"),
+    "custom": ("octagon", "filled", "⬢"),
     "buffer": ("cylinder", "filled", "⛁"),
     "arithmetic": ("box", "filled,rounded", "▢"),
     "reduce": ("invtrapezium", "filled", "▽"),
     "memory": ("cylinder", "filled", "⛁"),
     "movement": ("parallelogram", "filled", "▱"),
     "control": ("hexagon", "filled", "⬡"),
-    "index": ("ellipse", "filled", "⬭"),
+    "index": ("ellipse", "filled", "○"),
     "constant": ("plain", "filled", "1"),
 }
 
