@@ -111,26 +111,33 @@ class TGXCompiler(Compiler):
         return target.create_target_machine(cpu=self.cpu, features=self.features, opt=3,
                                             reloc="pic", codemodel="default", jit=False)
 
-    def optimized(self, source: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
-        """Parses and optimizes a module."""
+    @contextlib.contextmanager
+    def optimized(self, source: str) -> Iterator[tuple[llvm.ModuleRef, llvm.TargetMachine]]:
+        """Parses and optimizes a module, which is there for the length of the `with` block."""
         machine = self.target_machine()
         if self.vector_bytes == 64:  # LLVM would settle for half-width vectors
             source = source.replace(" nounwind {", ' nounwind "prefer-vector-width"="512" {')
         try:
             module = llvm.parse_assembly(source, context=llvm.create_context())
-            module.triple, module.data_layout = self.triple, str(machine.target_data)
-            module.verify()
         except RuntimeError as e:
             raise CompileError(self._failure(source, str(e))) from e
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = True
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        return module, machine
+        # Closed here, also when LLVM refuses it: left to the garbage collector, which goes through
+        # a traceback's frames in any order, its context may go first, and that ends the process.
+        with module:
+            try:
+                module.triple, module.data_layout = self.triple, str(machine.target_data)
+                module.verify()
+            except RuntimeError as e:
+                raise CompileError(self._failure(source, str(e))) from e
+            options = llvm.create_pipeline_tuning_options(speed_level=2)
+            options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = True
+            builder = llvm.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(module, builder)
+            yield module, machine
 
     def compile(self, src: str) -> bytes:
-        module, machine = self.optimized(src)
-        return bytes(machine.emit_object(module))
+        with self.optimized(src) as (module, machine):
+            return bytes(machine.emit_object(module))
 
     @contextlib.contextmanager
     def in_background(self) -> Iterator[Callable[[bytes], bytes]]:
@@ -165,17 +172,18 @@ class TGXCompiler(Compiler):
 
     def assembly(self, source: str) -> str:
         """The machine code of `source`, as text."""
-        module, machine = self.optimized(source)
-        return str(machine.emit_assembly(module))
+        with self.optimized(source) as (module, machine):
+            return str(machine.emit_assembly(module))
 
     def assembly_of(self, module: str) -> str:
         """The machine code of IR that has been optimized already, as text."""
-        parsed = llvm.parse_assembly(module, context=llvm.create_context())
-        return str(self.target_machine().emit_assembly(parsed))
+        with llvm.parse_assembly(module, context=llvm.create_context()) as parsed:
+            return str(self.target_machine().emit_assembly(parsed))
 
     def optimized_ir(self, source: str) -> str:
         """`source` after LLVM's passes."""
-        return str(self.optimized(source)[0])
+        with self.optimized(source) as (module, _):
+            return str(module)
 
     def disassemble(self, lib: bytes) -> None:
         with self._lock:

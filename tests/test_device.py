@@ -333,6 +333,26 @@ def test_ir_that_llvm_refuses_is_kept_in_a_file() -> None:
     path.unlink()
 
 
+def test_a_refused_kernel_is_collected_with_its_traceback(tmp_path: Path) -> None:
+    """LLVM's module and its context are in the frames of the traceback: whichever of them the
+    garbage collector takes first, the process lives."""
+    code = """
+import gc
+from tgx.devices.compiler import CompileError, TGXCompiler
+gc.disable()
+for _ in range(20):  # an argument that has to be a constant is not: LLVM parses it, and refuses it
+    try: TGXCompiler().compile('''declare i32 @llvm.abs.i32(i32, i1 immarg)
+        define void @refused(ptr %args, i1 %no) {
+          %a = call i32 @llvm.abs.i32(i32 1, i1 %no)
+          ret void
+        }''')
+    except CompileError as error: error.itself = error
+print(gc.collect() > 20)
+"""
+    done = child(code, TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_an_operation_without_a_row_names_itself_and_the_kernel() -> None:
     one = UOp.const(1.0, dtypes.float).cast(dtypes.float)
     strange = UOp(Ops.POW, src=(one, one))

@@ -248,10 +248,11 @@ def watch_compiling(s: Session) -> Undo:
 
         plain_optimized = compiler.TGXCompiler.optimized
 
-        def optimized(self: Any, source: str) -> Any:
-            module, machine = plain_optimized(self, source)
-            s.recorder.optimized[source] = str(module)
-            return module, machine
+        @contextmanager
+        def optimized(self: Any, source: str) -> Iterator[tuple[Any, Any]]:
+            with plain_optimized(self, source) as (module, machine):
+                s.recorder.optimized[source] = str(module)
+                yield module, machine
 
         return _both(
             replace_attribute(contract, "program", observing(contract.program)),

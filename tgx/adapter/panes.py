@@ -50,8 +50,8 @@ def _renderer(device: str) -> Any:
 
 
 def _below(device: str, compiler: Any, source: str, binary: bytes) -> list[model.Code]:
-    if hasattr(compiler, "optimized"):
-        return _below_ir(compiler, str(compiler.optimized(source)[0]))
+    if hasattr(compiler, "optimized_ir"):
+        return _below_ir(compiler, compiler.optimized_ir(source))
     if source.lstrip().startswith((".version", "//")) and ".visible" in source:
         return [model.Code("ptx", source, "ptx")]
     if binary[:2] == b"//" and b".visible .entry" in binary:  # CUDA: what its compiler hands on

@@ -59,9 +59,11 @@ def run(compiler: object, source: str, a: float, b: float, c: float) -> float:
     """Compile the function, and call it."""
     import llvmlite.binding as llvm
 
-    module, machine = compiler.optimized(source)  # type: ignore[attr-defined]
     out = ctypes.c_float()
-    with llvm.create_mcjit_compiler(module, machine) as engine:
+    with (
+        compiler.optimized(source) as (module, machine),  # type: ignore[attr-defined]
+        llvm.create_mcjit_compiler(module, machine) as engine,
+    ):
         engine.finalize_object()
         address = engine.get_function_address("puzzle")
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_float] * 3)
