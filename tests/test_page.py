@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import traces
+from tgx import safe
 from tgx.model import Environment, Trace
 from tgx.views import VIEWS
 
@@ -265,8 +265,8 @@ def test_it_prints(mlp: Page) -> None:
 def test_it_works_inside_a_notebooks_frame(browser: Any, tmp_path: Path) -> None:
     page = render(traces.mlp_step())
     file = tmp_path / "notebook.html"
-    file.write_text(f'<iframe srcdoc="{escape(page)}" width=1300 height=800></iframe>', "utf-8")
-    context = browser.new_context()
+    file.write_text(safe.frame(page, 800), "utf-8")
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
     tab = context.new_page()
     errors: list[str] = []
     tab.on("pageerror", lambda e: errors.append(str(e)))
@@ -384,7 +384,7 @@ def test_a_recording_draws_itself_in_a_notebook() -> None:
     recording = trace()
     recording._trace = traces.mlp_step()
     frame = recording._repr_html_()
-    assert frame.startswith("<iframe srcdoc=") and frame.count("<iframe") == 1
+    assert frame.startswith("<iframe sandbox=") and frame.count("<iframe") == 1
     assert "<script" not in frame  # escaped: it stays inside the frame
     assert recording._repr_svg_().startswith("<svg")
     assert "linear + bias + relu" in str(recording)

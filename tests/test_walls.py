@@ -35,7 +35,7 @@ def room(ours: str = "", others: str = "") -> Room:
 
 
 ALL = (
-    "adapter bench codec devices hardware kernels model passes recording settings views "
+    "adapter bench codec devices hardware kernels model passes recording safe settings views "
     "puzzles walking __version__ TgxError"
 )
 
@@ -43,11 +43,14 @@ ALL = (
 WALLS = {
     "tgx/errors.py": room("__version__"),
     "tgx/settings.py": room(),
+    "tgx/safe.py": room(),
     "tgx/model.py": room(),
     "tgx/codec.py": room("model __version__"),
     "tgx/passes/": room("model"),
-    "tgx/views/": room("model passes codec", "graphviz graphviz_pure jinja2 markupsafe pygments"),
-    "tgx/hardware/": room("model"),
+    "tgx/views/": room(
+        "model passes codec safe", "graphviz graphviz_pure jinja2 markupsafe pygments"
+    ),
+    "tgx/hardware/": room("model safe"),
     "tgx/adapter/": room(
         "model codec settings devices hardware kernels passes __version__",
         "tinygrad llvmlite numpy",
@@ -56,10 +59,10 @@ WALLS = {
     "tgx/bench/": room("settings adapter devices __version__", "tinygrad llvmlite numpy torch jax"),
     "tgx/puzzles/": room("devices", "tinygrad llvmlite"),
     "tgx/__init__.py": room("adapter"),
-    "tgx/recording.py": room("adapter codec model settings views"),
-    "tgx/walking.py": room("adapter codec model recording views", "tinygrad"),
+    "tgx/recording.py": room("adapter codec model safe settings views"),
+    "tgx/walking.py": room("adapter codec model recording safe views", "tinygrad"),
     "tgx/__main__.py": room("cli"),
-    "tgx/cli.py": room("commands settings __version__"),
+    "tgx/cli.py": room("commands safe settings __version__"),
     "tgx/commands/": room(ALL, "rich"),
     "devices/": room("settings kernels adapter __version__", "tinygrad llvmlite numpy"),
     "kernels/": room("settings devices __version__", "tinygrad llvmlite numpy"),

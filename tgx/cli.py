@@ -40,6 +40,7 @@ from tgx.commands import (
 )
 from tgx.commands.common import Options
 from tgx.errors import TgxError
+from tgx.safe import clean
 
 
 class Work(Protocol):
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TgxError as error:
         if settings.traceback():
             raise
-        print(f"tgx {options.command}: {error}", file=sys.stderr)
+        print(f"tgx {options.command}: {clean(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `tgx ... | head` closed its end: nobody is left to write to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tgx import codec
 from tgx.errors import TgxError
 from tgx.model import Graph, Kernel, Trace
+from tgx.safe import frame
 
 if TYPE_CHECKING:
     from tgx.adapter.capture import Session
@@ -105,15 +106,9 @@ class trace:
         return path
 
     def _repr_html_(self) -> str:
-        import html
-
         from tgx.views import VIEWS
 
-        page = VIEWS["html"].render(self.trace)
-        return (
-            f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:720px;'
-            f'border:1px solid #8886;border-radius:6px"></iframe>'
-        )
+        return frame(VIEWS["html"].render(self.trace), 720)
 
     def _repr_svg_(self) -> str:
         from tgx.views import VIEWS

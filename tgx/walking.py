@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tgx import codec
 from tgx.errors import BadInput, MissingTool, TgxError
 from tgx.model import GradientStep, Trace, Walk
+from tgx.safe import frame
 
 if TYPE_CHECKING:
     from tinygrad import Tensor
@@ -71,13 +72,7 @@ class Backward:
         return path
 
     def _repr_html_(self) -> str:
-        import html
-
-        page = self.render("html")
-        return (
-            f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:760px;'
-            f'border:1px solid #8886;border-radius:6px"></iframe>'
-        )
+        return frame(self.render("html"), 760)
 
     def _repr_svg_(self) -> str:
         return self.render("svg")

@@ -16,6 +16,7 @@ from tgx.hardware import measured, report
 from tgx.hardware.profiles import Machine
 from tgx.hardware.report import Report, Row, Step
 from tgx.hardware.roofline import L2_BYTES_CYCLE
+from tgx.safe import clean, policy
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,10 @@ def html(result: Report) -> str:
     """Everything on one page that needs no network: tables, rooflines, what was assumed."""
     machine = result.machine
     title = f"{machine.name} {machine.mode}".strip()
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-             f"<style>{STYLE}</style><h1>{escape(title)}</h1>"]  # fmt: skip
+    parts = ["<!doctype html><html lang=en><meta charset=utf-8>"
+             f'<meta http-equiv="Content-Security-Policy" content="{policy(STYLE)}">'
+             f"<title>{escape(title)}</title><style>{STYLE}</style>"
+             f"<h1>{escape(title)}</h1>"]  # fmt: skip
     parts += [f"<p>{escape(line)}</p>" for line in report.heading(result)]
     parts.append("<p>In the pictures: points at the modelled speed, whiskers to both ends of the "
                  "model. Above DRAM's slope are only kernels whose bytes stay in the cache.</p>")
@@ -219,4 +222,4 @@ def html(result: Report) -> str:
         if step.timed is not None:
             parts += [f"<p>{escape(line)}</p>" for line in measured.foot(step.timed)]
     parts += [f"<p>{escape(line)}</p>" for line in report.foot(result)]
-    return "\n".join(parts) + "</html>\n"
+    return clean("\n".join(parts)) + "</html>\n"

@@ -7,7 +7,6 @@ Two levels: every step, or the operations the user wrote; small walks show their
 
 from __future__ import annotations
 
-import json
 import math
 from importlib import import_module
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tgx.errors import BadInput
 from tgx.model import Check, Contribution, GradientStep, Trace, Value, Walk, WalkOperation
 from tgx.passes import walks
+from tgx.safe import to_json
 from tgx.views import words
 
 FORMS = {  # form -> the module that renders it
@@ -34,7 +34,7 @@ def render(trace: Trace, form: str = "text", level: str = "auto", **choices: Any
     if form == "text":
         return text(trace, level)
     if form == "json":
-        return json.dumps(facts(trace), indent=2, ensure_ascii=False)
+        return to_json(facts(trace), 2)
     module = import_module(f"tgx.views.{FORMS[form]}")
     return str(module.render(trace, form=form, level=level, **choices))
 
@@ -100,7 +100,7 @@ def spot(trace: Trace, origin: int) -> str:
     frame = trace.frame(o.frame)
     file = trace.file(frame.file)
     if file.path == "expression" and frame.column >= 0:
-        line = file.text(frame.line).encode()
+        line = file.text(frame.line).encode("utf-8", "replace")
         return line[frame.column : frame.end_column].decode("utf-8", "replace")
     return trace.place(o.frame)
 

@@ -8,8 +8,6 @@ whose labels are escaped; a trace travels as base64, which cannot close a script
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from tgx.errors import TgxError
 from tgx.model import Contribution, GradientStep, Trace, Walk
 from tgx.passes import walks
+from tgx.safe import policy, shown_json
 from tgx.views import backward, backward_picture, svg, words
 from tgx.views.dot import to_dot
 
@@ -32,19 +31,16 @@ def render(trace: Trace, form: str = "html", level: str = "auto") -> str:
     page = files("tgx.views") / "page"
     style, script = ((page / name).read_text("utf-8") for name in PARTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data, pictures = pack(trace, level)
-    raw = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     holes = {
         "{{title}}": escape(words.line(trace.environment.program or "backward", 80)),
-        "{{policy}}": f"default-src 'none'; script-src 'sha256-{digest}'; "
-        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+        "{{policy}}": policy(style, script),
         "{{style}}": style,
         "{{pictures}}": "\n".join(
             f'<div class="picture" data-picture="{escape(key, quote=True)}" hidden>{text}</div>'
             for key, text in pictures.items()
         ),
-        "{{data}}": base64.b64encode(raw.encode("utf-8", "replace")).decode(),
+        "{{data}}": base64.b64encode(shown_json(data).encode()).decode(),
         "{{script}}": script,
     }
     out = []
@@ -85,7 +81,7 @@ def pack(trace: Trace, level: str = "auto") -> tuple[dict[str, Any], dict[str, s
         "tinygrad": trace.environment.tinygrad,
         "problems": [words.line(p) for p in problems],
         "files": {
-            f.id: {"path": f.path, "lines": [[n, words.clean(t)] for n, t in f.lines[:MOST_LINES]]}
+            f.id: {"path": f.path, "lines": f.lines[:MOST_LINES]}
             for f in trace.files if f.id in used
         },
         "walks": shown,
@@ -181,7 +177,8 @@ def _frame(trace: Trace, origin: int) -> tuple[int, int, int, int]:
     if o.frame < 0:
         return -1, 0, -1, -1
     f = trace.frame(o.frame)
-    text = trace.file(f.file).text(f.line).encode()
-    start, end = (len(text[:max(c, 0)].decode("utf-8", "replace")) if c >= 0 else -1
-                  for c in (f.column, f.end_column))
+    text = trace.file(f.file).text(f.line).encode("utf-8", "replace")
+    # Python counts bytes, the page the halves of UTF-16, in a text whose hidden marks are shown
+    start, end = (len(words.clean(text[:c].decode("utf-8", "replace")).encode("utf-16-le")) // 2
+                  if c >= 0 else -1 for c in (f.column, f.end_column))
     return f.file, f.line, start, end

@@ -3,7 +3,6 @@ it takes several traces.)"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from tgx.errors import BadInput
 from tgx.model import Trace
 from tgx.passes import costs
 from tgx.passes.match import Match, Pair, compared, fastest, match
+from tgx.safe import to_json
 from tgx.views import text, words
 from tgx.views.markdown import cell
 
@@ -30,7 +30,7 @@ def render(
     matches = [match(traces[0], t, whole) for t in traces[1:]]
     if form == "json":
         body = [facts(traces[0], t, m) for t, m in zip(traces[1:], matches, strict=True)]
-        return json.dumps({"names": list(names), "comparisons": body}, indent=2, ensure_ascii=False)
+        return to_json({"names": list(names), "comparisons": body}, 2)
     out = [_times(traces, names, matches, whole, form)]
     for t, m, name in zip(traces[1:], matches, names[1:], strict=True):
         out.append(_story(traces[0], t, m, names[0], name, form))

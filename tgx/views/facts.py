@@ -5,13 +5,13 @@ Every claim the other views make in pictures can be checked here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from tgx.model import Boundary, Kernel, Trace
 from tgx.passes import costs
+from tgx.safe import to_json
 
 
 def render(
@@ -21,7 +21,7 @@ def render(
     indent: int | None = 2,
 ) -> str:
     """JSON text of `facts`."""
-    return json.dumps(facts(trace, schedules, kernels), indent=indent, ensure_ascii=False)
+    return to_json(facts(trace, schedules, kernels), indent)
 
 
 def facts(

@@ -5,16 +5,14 @@ into one file here. The trace travels inside it as chunks: JSON, deflated, in ba
 the first screen needs) is unpacked when the page opens, everything else when it is looked at: a
 program's UOps and code are one chunk, its rewrites another, and so for each schedule.
 
-Safety: a trace may come from a stranger. Base64 cannot close a script element, the scripts only
-ever create text nodes, and the page's own policy forbids the network and any script but its own
-(named by its hash).
+Safety: a trace may come from a stranger. Base64 cannot close a script element, its texts are made
+safe to look at before they are packed, the scripts only ever create text nodes, and the page's own
+policy (`tgx.safe`) forbids the network and any script or style but its own.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -26,6 +24,7 @@ from tgx.model import Graph, Kernel, Pass, Trace
 from tgx.passes import cluster, costs, uops
 from tgx.passes.cluster import Group
 from tgx.passes.costs import Roof
+from tgx.safe import policy, shown_json
 from tgx.views import colours, words
 from tgx.views.picture import _first_schedule
 
@@ -45,13 +44,12 @@ def render(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> str:
     page = files("tgx.views") / "page"
     script = "\n".join((page / name).read_text("utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = _tones() + (page / "style.css").read_text("utf-8")
     title = words.line(trace.environment.program or "trace", 80)
     holes = {
         "{{title}}": escape(title),
-        "{{style}}": _tones() + (page / "style.css").read_text("utf-8"),
-        "{{policy}}": f"default-src 'none'; script-src 'sha256-{digest}'; "
-        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+        "{{style}}": style,
+        "{{policy}}": policy(style, script),
         "{{chunks}}": "\n".join(
             f'<script type="text/plain" id="chunk-{name}">{data}</script>'
             for name, data in chunks.items()
@@ -118,8 +116,7 @@ def pack(trace: Trace, roof: Roof | None = None, budget: int = BUDGET) -> dict[s
 
 
 def _deflate(value: object) -> str:
-    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=list)
-    return base64.b64encode(zlib.compress(raw.encode("utf-8", "replace"), 6)).decode()
+    return base64.b64encode(zlib.compress(shown_json(value).encode(), 6)).decode()
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ slices, memory is a counter. Times are the trace's own microseconds.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tgx.model import Trace
 from tgx.passes import costs
+from tgx.safe import to_json
 from tgx.views import words
 
 PYTHON = 1
@@ -45,8 +45,7 @@ def render(trace: Trace) -> str:
          "args": {"bytes": m.used}}
         for m in trace.memory
     ]
-    return json.dumps({"displayTimeUnit": "ns", "traceEvents": events}, ensure_ascii=False,
-                      separators=(",", ":"))
+    return to_json({"displayTimeUnit": "ns", "traceEvents": events})
 
 
 def _name(pid: int, kind: str, name: str) -> dict[str, Any]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
+from tgx.safe import clean as clean
 
-# C0 and C1 controls (but for tab and newline), lone surrogates, and the marks that turn text around
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+LONGEST = 4_000
+"""Characters of one line at most, whoever asks: a name may be a megabyte long."""
 
 
-def clean(text: str) -> str:
-    """Text without characters that could steer a terminal, break XML, or turn a line around."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def line(text: str, width: int = 0) -> str:
-    """Clean text on one line, cut to `width` characters where given."""
-    text = " ".join(clean(text).split())
-    return text if width <= 0 or len(text) <= width else text[: width - 1] + "…"
+def line(text: str, width: int = LONGEST) -> str:
+    """Clean text on one line, cut to `width` characters."""
+    # what was cut off here could only have shown had it followed thousands of blanks
+    text = " ".join(clean(text[: 8 * width + 1_000]).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:

@@ -1,23 +1,23 @@
 // Code: a small highlighter, and panes kept in step (source line ↔ UOp ↔ generated code).
 
-const KEYWORDS = {
+const KEYWORDS = { __proto__: null, // names from a trace are looked up here: "constructor" is not a language
   python: "and as assert async await break class continue def del elif else except finally for from global if import in is lambda None nonlocal not or pass raise return True False try while with yield self",
   c: "void int long float double char unsigned signed short const static inline restrict struct union enum if else for while do return switch case break continue sizeof typedef extern bool half __attribute__ __global__ __shared__ __device__ uint8_t int8_t int32_t uint32_t int64_t uint64_t",
   llvm: "define declare target datalayout triple attributes ret br switch label phi load store getelementptr inbounds call tail fadd fsub fmul fdiv frem add sub mul sdiv udiv srem urem and or xor shl lshr ashr icmp fcmp select bitcast trunc zext sext fptrunc fpext fptosi fptoui sitofp uitofp extractelement insertelement shufflevector alloca ptr float double half void i1 i8 i16 i32 i64 eq ne slt sle sgt sge ult ule ugt uge oeq olt ole ogt oge fast nsw nuw noundef nocapture align fneg",
   asm: "", ptx: "", plan: "for in",
 };
-const COMMENT = { python: "#", c: "//", llvm: ";", asm: "#", ptx: "//", uops: "←" };
-const wordSets = {};
+const COMMENT = { __proto__: null, python: "#", c: "//", llvm: ";", asm: "#", ptx: "//", uops: "←" };
+const wordSets = { __proto__: null };
 
 function highlight(text, language) {
-  if (text.length > 2000) return [text];
+  if (text.length > 600) return [text]; // a line full of quotes takes its length squared
   const known = (wordSets[language] ??= new Set((KEYWORDS[language] ?? KEYWORDS.c).split(" ").filter(Boolean)));
   const comment = COMMENT[language] ?? "//";
   const at = language === "asm" ? text.search(/[#;]/) : text.indexOf(comment);
-  const quoted = /(["'])(?:\\.|(?!\1).)*\1/.exec(text);
+  const quoted = /(["'])(?:\\.|(?!\1)[^\\])*\1/.exec(text);
   const code = at >= 0 && !(quoted && quoted.index < at && quoted.index + quoted[0].length > at) ? text.slice(0, at) : text;
   const out = [];
-  const token = /((["'])(?:\\.|(?!\2).)*\2)|([%@$][\w.]+)|(\b0x[\da-fA-F]+\b|\b\d+\.?\d*(?:[eE][+-]?\d+)?f?\b)|([A-Za-z_]\w*)|(\s+)|([^\sA-Za-z_0-9"'%@$]+|.)/g;
+  const token = /((["'])(?:\\.|(?!\2)[^\\])*\2)|([%@$][\w.]+)|(\b0x[\da-fA-F]+\b|\b\d+\.?\d*(?:[eE][+-]?\d+)?f?\b)|([A-Za-z_]\w*)|(\s+)|([^\sA-Za-z_0-9"'%@$]+|.)/g;
   let first = true;
   for (const m of code.matchAll(token)) {
     let cls = "";
@@ -49,7 +49,7 @@ function uopsPane(graph) {
   return [graph.kind === "ast" ? "ast" : "uops", "uops", lines.join("\n"), uops, []];
 }
 
-const PANE_WORDS = { uops: "UOps", ast: "AST", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", sass: "SASS", plan: "plan" };
+const PANE_WORDS = { __proto__: null, uops: "UOps", ast: "AST", source: "source", ir: "LLVM IR", ir_opt: "optimised IR", asm: "assembly", ptx: "PTX", sass: "SASS", plan: "plan" };
 let panesShown = null; // levels the reader chose to see
 
 function codeTab(detailOf, k) {

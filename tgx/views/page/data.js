@@ -47,12 +47,12 @@ class Graph {
   }
   constText(i, depth = 3) {
     const src = this.src(i);
-    if (!src.length || !depth) return this.arg(i) || this.op(i);
+    if (!src.length || !depth) return short(this.arg(i), 200) || this.op(i);
     const parts = src.slice(0, 8).map((s) => this.constText(s, depth - 1));
     if (parts.length === 2 && SIGNS[this.op(i)]) return `(${parts[0]} ${SIGNS[this.op(i)]} ${parts[1]})`;
     return src.length === 1 ? parts[0] : `(${parts.join(", ")})`;
   }
-  title(i) { return this.label(i) || (this.arg(i) ? `${this.op(i)} ${short(this.arg(i), 24)}` : this.op(i)); }
+  title(i) { return short(this.label(i), 200) || (this.arg(i) ? `${this.op(i)} ${short(this.arg(i), 24)}` : this.op(i)); }
   phaseOf(i) {
     return this.phase(i) || this.origins(i).map((o) => T.origins.get(o)?.phase).find(Boolean) || "";
   }
@@ -69,10 +69,10 @@ class Graph {
   }
 }
 
-const SIGNS = { ADD: "+", MUL: "×", SUB: "−", FDIV: "/", IDIV: "//", FLOORDIV: "//", MOD: "%",
+const SIGNS = { __proto__: null, ADD: "+", MUL: "×", SUB: "−", FDIV: "/", IDIV: "//", FLOORDIV: "//", MOD: "%",
   FLOORMOD: "%", CMPLT: "<", CMPNE: "≠", CMPEQ: "=", AND: "&", OR: "|", XOR: "^", SHL: "<<", SHR: ">>" };
 
-const SORTS = {};
+const SORTS = { __proto__: null };
 for (const [sort, ops] of Object.entries({
   control: "RANGE END IF ENDIF BARRIER SINK LINEAR PROGRAM SPECIAL",
   memory: "PARAM BUFFER DEFINE_LOCAL DEFINE_REG DEFINE_GLOBAL LOAD STORE INDEX COPY ASSIGN AFTER",
@@ -198,16 +198,18 @@ function fill(node, attributes, children) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "tip") node.dataset.tip = value;
-    else node.setAttribute(name, value === true ? "" : value);
+    else if (name === "style") node.style.cssText = value; // as an attribute the page's policy forbids it
+    else node.setAttribute(name, value === true ? "" : shown(value));
   }
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false || child === "") continue;
-    node.append(child instanceof Node ? child : document.createTextNode(clean(String(child))));
+    node.append(child instanceof Node ? child : document.createTextNode(shown(child)));
   }
   return node;
 }
-// characters that could turn a line around are shown as what they are: wrong
-const clean = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+// no browser lays out a name of a megabyte
+const LONGEST = 1000;
+const shown = (text) => ((text = String(text)).length > LONGEST ? `${text.slice(0, LONGEST)}… (${plural(text.length, "character")})` : text);
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 const byId = (id) => document.getElementById(id);

@@ -69,7 +69,7 @@ function reason(b) {
       b.readers.length > 8 ? ` and ${b.readers.length - 8} more` : ""));
 }
 
-const tabContent = {
+const tabContent = { __proto__: null,
   why(k) {
     const ends = T.ends.get(k.id) ?? [], begins = T.begins.get(k.id) ?? [];
     return [
@@ -119,7 +119,7 @@ function opCounts(graph) {
   return el("p", { class: "quiet" }, [...count].sort((a, b) => b[1] - a[1]).map(([op, n]) => `${op} ${n}`).join(" · "));
 }
 
-const LOOP_WORDS = { global: "global", thread: "threads", local: "local threads", warp: "warp", loop: "", reduce: "reduce", group_reduce: "reduce in a group", upcast: "vector", unroll: "unrolled", device: "devices" };
+const LOOP_WORDS = { __proto__: null, global: "global", thread: "threads", local: "local threads", warp: "warp", loop: "", reduce: "reduce", group_reduce: "reduce in a group", upcast: "vector", unroll: "unrolled", device: "devices" };
 function nest(loops, other) {
   const known = new Set((other ?? loops).map(([n, s, kind]) => `${n} ${s} ${kind}`));
   return el("pre", { class: "nest" }, loops.map(([name, size, kind], i) => el("div", { class: known.has(`${name} ${size} ${kind}`) ? "" : "new", style: `padding-left:${i * 11}px` },

@@ -109,7 +109,7 @@ function tipAt(event, text) {
   const tip = byId("tip");
   tip.hidden = !text;
   if (!text) return;
-  tip.textContent = clean(text);
+  tip.textContent = shown(text);
   const x = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
   const y = event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18;
   tip.style.left = Math.max(4, x) + "px";

@@ -21,7 +21,7 @@ function setHash(hash, quiet) {
 function parseHash() {
   const out = { ...DEFAULTS, s: T.show };
   for (const [key, value] of new URLSearchParams(currentHash().slice(1))) {
-    if (!(key in DEFAULTS)) continue;
+    if (!Object.hasOwn(DEFAULTS, key)) continue;
     out[key] = typeof DEFAULTS[key] === "number" ? (Number.isInteger(+value) ? +value : DEFAULTS[key]) : value;
   }
   if (!T.schedules.get(out.s)) out.s = T.show;

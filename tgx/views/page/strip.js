@@ -54,7 +54,7 @@ function timeline(facts) {
       if (w > 44 && tall > 15) { // room for a name
         g.font = "11px system-ui, sans-serif";
         g.fillStyle = colourOf(tone(k), "--ink");
-        let text = k.name;
+        let text = short(k.name, 80);
         while (text.length > 4 && g.measureText(text).width > w - 8) text = text.slice(0, -2).trimEnd() + (text.endsWith("…") ? "" : "…");
         g.fillText(text, x + 4, height - 6 - tall / 2 + 4, w - 6);
       }
