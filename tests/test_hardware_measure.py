@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tgx import cli
-from tgx.adapter import measure
+from tgx.adapter import board, measure
 from tgx.hardware import profiles
 from tgx.hardware.measure import Timing, facts
 
@@ -53,9 +53,42 @@ def test_the_command_writes_a_profile_that_can_be_shown(
     assert profiles.read(path).value("launch") == 10.0
     assert cli.main(["devices", "show", path.stem, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["facts"]["launch"]["confidence"] == "measured"
+    monkeypatch.setattr(board, "gpu_arch", lambda: "sm_87")
+    monkeypatch.setenv("DEV", "CUDA")
     assert cli.main(["devices", "measure", "jetson-orin-nano-super", "--toml"]) == 0
     filled = profiles.parse(capsys.readouterr().out, "x")
     assert filled.value("launch") == 10.0 and filled.value("sms") == 8
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "name", "said"),
+    [
+        ("TGX", "", "h200", "h200 (sm_90) cannot be filled on the device TGX; there is no NVIDIA"),
+        ("TGX", "sm_90", "h200", "on the device TGX; there is an NVIDIA GPU of sm_90 here"),
+        ("CUDA", "sm_90", "jetson-nano", "(sm_53) cannot be filled on the device CUDA"),
+        ("CUDA", "sm_90", "", "the profile of a CPU cannot be filled on the device CUDA"),
+    ],
+)
+def test_no_profile_is_filled_with_another_devices_numbers(
+    device: str, gpu: str, name: str, said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Such a file would be the user's own, win over the shipped one, and spoil every prediction."""
+    monkeypatch.setattr(profiles, "user_folder", lambda: tmp_path)
+    monkeypatch.setattr(board, "gpu_arch", lambda: gpu)
+    monkeypatch.setattr(measure, "benchmarks", lambda: pytest.fail("measured"))
+    monkeypatch.setenv("DEV", device)
+    monkeypatch.delenv("DEVICE", raising=False)
+    assert cli.main(["devices", "measure", name]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_shipped_cpu_profile_says_where_it_was_measured() -> None:
+    (found,) = (p for p in profiles.load((profiles.SHIPPED,)).values() if p.kind == "cpu")
+    measured = ("launch", "graph_launch", "copy", "latency", "fma")
+    assert {found.facts[name].confidence for name in measured} == {"measured"}
+    assert found.sources["measured"].startswith("tgx devices measure on the device TGX")
+    assert any("virtual machine" in note for note in found.notes)
 
 
 def test_showing_lists_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

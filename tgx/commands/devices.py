@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from tgx import settings
 from tgx.commands.common import Options, add_json, print_json, print_table
+
+if TYPE_CHECKING:
+    from tgx.hardware.profiles import Profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +70,13 @@ def show_profile(options: Options) -> int:
 
 def measure_profile(options: Options) -> int:
     """Without a name: this CPU. The file goes where the user's own profiles are."""
-    settings.choose_device("TGX")
-    from tgx.adapter.measure import measure
     from tgx.hardware import profiles
-    from tgx.hardware.measure import busy
 
     known = profiles.find(options.name) if options.name else None
+    choose_device(known)
+    from tgx.adapter.measure import measure
+    from tgx.hardware.measure import busy
+
     profile, timings = measure(known, say=lambda line: print(line, file=sys.stderr, flush=True))
     path = profiles.user_folder() / f"{profile.id}.toml"
     if options.toml:
@@ -86,3 +91,32 @@ def measure_profile(options: Options) -> int:
         print(f"note: something else used this machine during {', '.join(disturbed)}: measure "
               "again when it is quiet", file=sys.stderr)
     return 0
+
+
+def choose_device(known: Profile | None) -> None:
+    """A board's profile is filled on that board's GPU and nowhere else, a CPU's on a CPU: numbers
+    of another device would be believed by every prediction after."""
+    from tgx.adapter.board import gpu_arch
+    from tgx.commands.profile import choose_device as choose
+    from tgx.errors import BadInput
+
+    if known is not None and known.kind != "cpu":
+        arch, gpu = known.text("arch"), gpu_arch()
+        if choose(arch):
+            return
+        wanted = settings.requested_device()[1]
+        here = f"an NVIDIA GPU of {gpu}" if gpu else "no NVIDIA GPU"
+        raise BadInput(
+            f"the profile of {known.id} ({arch}) cannot be filled on the device {wanted}; there is "
+            f"{here} here",
+            "the board itself, and its GPU as the device",
+            "`tgx devices measure`, without a name, fills the profile of this CPU",
+        )
+    settings.choose_device("TGX")
+    wanted = settings.requested_device()[1]
+    if wanted.split(":")[0] not in ("TGX", "CPU", "PYTHON"):
+        raise BadInput(
+            f"the profile of a CPU cannot be filled on the device {wanted}",
+            "DEVICE=TGX, or CPU",
+            "`tgx devices measure NAME` fills the profile of a board that is here",
+        )
