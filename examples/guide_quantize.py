@@ -116,8 +116,11 @@ class Int8:
         Tensor.realize(self.weight, self.scale, self.bias)
 
     def quantized(self, x: Tensor) -> Tensor:
-        """Inputs as int8. What is larger than anything calibration saw is cut."""
-        return (x / self.input_scale).round().clamp(-LARGEST, LARGEST).cast(dtypes.int8)
+        """Inputs as int8, in memory: else each output would round all its inputs again, and where
+        the layer before rounds them, they would lie there as int32. What is larger than anything
+        calibration saw is cut."""
+        q = (x / self.input_scale).round().clamp(-LARGEST, LARGEST).cast(dtypes.int8)
+        return q.contiguous()
 
     def sums(self, q: Tensor) -> Tensor:
         """int8 in, int32 out: every product and every sum exact."""

@@ -52,7 +52,7 @@ LOSES, BYTES = 0.5, 0.28  # points INT8 may lose; its share of float32's bytes
 REQUIREMENTS = """\
 tinygrad>=0.14,<0.15
 numpy
-tinygrad-tgx    # for DEVICE=TGX, the CPU without a compiler; DEV=CUDA does not need it
+# For DEVICE=TGX, the CPU without a compiler, also tgx: pip install . in a clone of it.
 """
 
 JETPACK_4 = (

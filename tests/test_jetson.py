@@ -92,6 +92,30 @@ def test_the_cnn_on_all_of_mnist(tmp_path: Path, plugged: Path) -> None:
     assert found["images"] == 10_000 and found["apart"] == 0 and found["accuracy"]["int8"] > 0.97
 
 
+def test_activations_are_rounded_once_and_move_as_bytes() -> None:
+    """Without its `.contiguous()`, each output would round all inputs of its layer again, and what
+    lies between two layers would be int32."""
+    from tgx.adapter import offline
+
+    rng = np.random.default_rng(0)
+    model = mnist.build("mlp")
+    image = Tensor(rng.random((2, 28, 28), dtype=np.float32)).realize()
+    small = q.to_int8(model, image)
+    launches = [[buffer.dtype.name for buffer in call.src[1:]]
+                for call in offline.capture(small, (image,)).calls]  # fmt: skip
+    assert launches == [
+        ["signed char", "float"],  # the image, once
+        *[[output, "signed char", "signed char", "int", "float"]
+          for output in ("signed char", "signed char", "float")],
+    ]  # fmt: skip
+
+
+def test_what_the_board_is_to_install_can_be_installed() -> None:
+    """No name in it that no index has: one such line and nothing at all is installed."""
+    names = [line.split(">")[0] for line in jetson.REQUIREMENTS.splitlines() if line[0] != "#"]
+    assert names == ["tinygrad", "numpy"]
+
+
 def test_an_old_python_can_read_the_file_and_is_told_what_to_do() -> None:
     """JetPack 4 has 3.6, which must get as far as the message."""
     source = (EXAMPLES / "jetson.py").read_text()
