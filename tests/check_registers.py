@@ -3,7 +3,7 @@ reads in the cubins with what NVIDIA's ptxas says. Not a test of CI's: it needs 
 
     python -m pip install 'tinygrad-tgx[cuda]' 'nvidia-cuda-nvcc-cu12>=12.9,<13' \
         'nvidia-cuda-nvcc>=13,<14'
-    python tests/check_registers.py                       # all; about twenty minutes on two cores
+    python tests/check_registers.py                       # all; about ten minutes on two cores
     python tests/check_registers.py --archs sm_87 --models mlp --batches 1
 
 For each kernel: registers, stack, shared memory and barriers, from the cubin that NVRTC made and

@@ -78,6 +78,34 @@ def test_the_table_as_text(predicted: Report) -> None:
     assert "no launch can be faster" in text and "no measurement was fitted" in text
 
 
+def test_a_narrow_terminal_goes_without_columns_and_not_without_digits(predicted: Report) -> None:
+    rows = report.table(predicted.steps[0])
+
+    def wide(heads: tuple[str, ...], body: list[tuple[str, ...]]) -> int:
+        return sum(max(map(len, column)) + 2 for column in zip(heads, *body, strict=True)) - 2
+
+    everything = report.narrowed(rows, 1000)
+    assert everything[:2] == report.filled(report.HEADS, rows) and everything[2] == ()
+    assert "measured" not in everything[0]  # nothing was: no column for it
+    for width in (140, 120, 100, 80):
+        heads, body, spared = report.narrowed(rows, width)
+        assert wide(heads, body) <= width and set(heads) | set(spared) == set(everything[0])
+        assert heads[0] == "kernel" and {"bound us", "model us", "between"} <= set(heads)
+        at = [everything[0].index(head) for head in heads]
+        assert body == [tuple(row[i] for i in at) for row in everything[1]]
+    measured_ = replace(predicted.steps[0].rows[1], measured_us=3.0)
+    step = replace(predicted.steps[0], rows=(measured_,))
+    assert "measured" in report.narrowed(report.table(step), 1000)[0]
+
+
+def test_the_totals_of_all_steps_stand_together(predicted: Report) -> None:
+    heads, rows = report.filled(report.SUMMARY, report.summary(predicted))
+    assert heads == ("step", "launches", "bound us", "model us", "between", "mJ at most")
+    assert [row[:2] for row in rows] == [("mlp, batch 32", "3"), ("jitted step", "3")]
+    assert rows[0][3] == report.table(predicted.steps[0])[-1][12]
+    assert f"<td>{rows[0][3]}</td>" in picture.html(predicted)
+
+
 def test_what_is_assumed_stands_above_the_table() -> None:
     orin = profiles.find("jetson-agx-orin-64gb")
     machine = profiles.machine(orin, "MODE_50W")
@@ -137,7 +165,7 @@ def test_the_page_is_whole_and_escaped(predicted: Report) -> None:
     (drawing,) = re.findall(r"<svg.*?</svg>", page, re.S)
     circles = ElementTree.fromstring(drawing).findall("circle")
     assert len(circles) == 3 and circles[0].find("title") is not None
-    assert page.count("<tr>") == 1 + 4 + 1  # heads, launches, total
+    assert page.count("<tr>") == 2 + 1 + 4 + 1  # of all steps; heads, launches, total
 
 
 # ---- measuring ----

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,34 +178,35 @@ def show_predicted(result: Report, roofline: bool) -> None:
 
     def under(step: report.Step) -> list[str]:
         lines = measured.foot(step.timed) if step.timed else []
-        if (most := report.budget_mj(step, result.machine)) is not None:
-            watts = result.machine.watts
-            lines.append(f"energy, were all of the mode's {watts:g} W drawn: {most:.3g} mJ")
         return [*lines, "", picture.text(result.machine, step)] if roofline else lines
 
-    show(report.heading(result), result.steps, report.HEADS, report.table, under)
+    print("\n".join(report.heading(result)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    spared: dict[str, None] = {}
+    for step in result.steps:
+        print(f"\n{report.title(step)}")
+        heads, rows, left_out = report.narrowed(report.table(step), width)
+        print_table(heads, rows)
+        spared |= dict.fromkeys(left_out)
+        if lines := under(step):
+            print("\n".join(lines))
+    print("\nall of it")
+    print_table(*report.filled(report.SUMMARY, report.summary(result)))
+    if result.machine.watts is not None:
+        print(f"mJ at most: were all of the mode's {result.machine.watts:g} W drawn")
     if foot := report.foot(result):
         print("\n" + "\n".join(foot))
+    if spared:
+        print(f"\nleft out for this terminal's {width} columns: {', '.join(spared)}; a wider one, "
+              "a pipe, --html and --json have all")
 
 
 def show_measured(measurement: Measurement) -> None:
     from tgx.hardware import measured
 
-    show(measured.heading(measurement), measurement.steps, measured.HEADS, measured.table,
-         measured.foot)  # fmt: skip
-
-
-def show(
-    heading: list[str],
-    steps: tuple[object, ...],
-    heads: tuple[str, ...],
-    table: Callable[..., list[tuple[str, ...]]],
-    foot: Callable[..., list[str]],
-) -> None:
-    print("\n".join(heading))
-    for step in steps:
-        batch = getattr(step, "batch", None)
-        print(f"\n{getattr(step, 'name', '')}" + (f", batch {batch}" if batch else ""))
-        print_table(heads, table(step))
-        if lines := foot(step):
+    print("\n".join(measured.heading(measurement)))
+    for step in measurement.steps:
+        print(f"\n{step.name}" + (f", batch {step.batch}" if step.batch else ""))
+        print_table(measured.HEADS, measured.table(step))
+        if lines := measured.foot(step):
             print("\n".join(lines))

@@ -1,13 +1,15 @@
 """The roofline as a picture: on the terminal, and in a page of its own with the tables.
 
 Along the x axis are operations for each byte, up the y axis billions of operations a second, both
-logarithmic. Slopes are memories, the flat line is arithmetic. Nothing lies above the L2's slope or
-the flat line; above DRAM's, only kernels whose bytes are still in the cache. A kernel's point
+logarithmic. Slopes are memories, the flat line is 32-bit arithmetic. Nothing lies above the L2's
+slope; above the flat line, only 16-bit kernels and tensor cores; above DRAM's slope, only kernels
+whose bytes are still in the cache. A kernel's point
 stands at its modelled speed, its whisker from the slow to the quick end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
@@ -139,10 +141,14 @@ def text(machine: Machine, step: Step, width: int = 64, height: int = 14) -> str
 
 STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+div { overflow-x: auto }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px;
+  font-variant-numeric: tabular-nums }
+th, td { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left }
-tr:last-child td { font-weight: bold; border-top: 2px solid #888 }
+.total td:nth-child(n+2), .total th:nth-child(n+2) { text-align: right }
+svg { max-width: 100%; height: auto }
+table:not(.total) tr:last-child td { font-weight: bold; border-top: 2px solid #888 }
 .roof { stroke: #b35; fill: none; stroke-width: 2 } .grid { stroke: #eee }
 .bar { stroke: #369; opacity: .5 } .kernel { fill: #369 } text { font-size: 11px; fill: #444 }
 @media (prefers-color-scheme: dark) {
@@ -199,6 +205,15 @@ def svg(machine: Machine, step: Step, width: int = 640, height: int = 360) -> st
     return "\n".join(parts)
 
 
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table that scrolls by itself where the page is too narrow for it."""
+    lines = ["".join(f"<th>{escape(head)}</th>" for head in heads)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div><table class="{kind}">{body}</table></div>' if kind else \
+        f"<div><table>{body}</table></div>"
+
+
 def html(result: Report) -> str:
     """Everything on one page that needs no network: tables, rooflines, what was assumed."""
     machine = result.machine
@@ -209,16 +224,13 @@ def html(result: Report) -> str:
              f"<h1>{escape(title)}</h1>"]  # fmt: skip
     parts += [f"<p>{escape(line)}</p>" for line in report.heading(result)]
     parts.append("<p>In the pictures: points at the modelled speed, whiskers to both ends of the "
-                 "model. Above DRAM's slope are only kernels whose bytes stay in the cache.</p>")
+                 "model. Above DRAM's slope are only kernels whose bytes stay in the cache; above "
+                 "the flat line, only 16-bit kernels and tensor cores.</p>")
+    parts.append(table(*report.filled(report.SUMMARY, report.summary(result)), "total"))
     for step in result.steps:
-        name = step.name + (f", batch {step.batch}" if step.batch else "")
-        heads = "".join(f"<th>{head}</th>" for head in report.HEADS)
-        rows = (
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in report.table(step)
-        )
-        parts.append(f"<h2>{escape(name)}</h2>{svg(machine, step)}"
-                     f"<table><tr>{heads}</tr>{''.join(rows)}</table>")  # fmt: skip
+        heads, rows = report.filled(report.HEADS, report.table(step))
+        parts.append(f"<h2>{escape(report.title(step))}</h2>{svg(machine, step)}"
+                     + table(heads, rows))  # fmt: skip
         if step.timed is not None:
             parts += [f"<p>{escape(line)}</p>" for line in measured.foot(step.timed)]
     parts += [f"<p>{escape(line)}</p>" for line in report.foot(result)]

@@ -226,7 +226,7 @@ def to_json(report: Report) -> dict[str, Any]:
 # **************** as text ****************
 
 HEADS = ("kernel", "line", "grid x block", "regs", "smem", "occ.", "waves", "idle SMs", "ops",
-         "bytes", "bound us", "by", "model us", "between", "by", "measured")  # fmt: skip
+         "bytes", "bound us", "by", "model us", "between", "mostly", "measured")  # fmt: skip
 
 
 def heading(report: Report) -> list[str]:
@@ -271,6 +271,65 @@ def table(step: Step) -> list[tuple[str, ...]]:
         )
     )  # fmt: skip
     return rows
+
+
+# What a terminal that is too narrow goes without, in this order: indices of HEADS.
+_SPARE = (4, 6, 9, 8, 3, 14, 11, 1, 2)
+
+
+def filled(
+    heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table without the columns that have nothing in any row."""
+    kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    return tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+
+
+def narrowed(
+    rows: Sequence[Sequence[str]], width: int
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
+    """HEADS, rows under it, and what was left out of both for `width` characters (two between
+    columns): the rows' other columns stand whole."""
+
+    def wide(column: int) -> int:
+        return max(map(len, (HEADS[column], *(row[column] for row in rows))))
+
+    kept = [i for i in range(len(HEADS)) if any(row[i] for row in rows)]
+    left_out = []
+    for spare in _SPARE:
+        if sum(wide(i) + 2 for i in kept) - 2 <= width:
+            break
+        if spare in kept:
+            kept.remove(spare)
+            left_out.append(spare)
+    names = tuple(HEADS[i] for i in sorted(left_out))
+    return tuple(HEADS[i] for i in kept), [tuple(row[i] for i in kept) for row in rows], names
+
+
+SUMMARY = ("step", "launches", "bound us", "model us", "between", "measured us", "mJ at most")
+
+
+def summary(report: Report) -> list[tuple[str, ...]]:
+    """One row of texts for each step, under SUMMARY: its totals."""
+    rows: list[tuple[str, ...]] = []
+    for step in report.steps:
+        energy, took = budget_mj(step, report.machine), step.measured_us
+        rows.append(
+            (
+                title(step),
+                str(len(step.rows)),
+                f"{step.total('lower_us'):.1f}",
+                f"{step.total('model_us'):.0f}",
+                f"{step.total('model_low_us'):.0f}-{step.total('model_high_us'):.0f}",
+                "" if took is None else f"{took:.1f}",
+                "" if energy is None else f"{energy:.3g}",
+            )
+        )
+    return rows
+
+
+def title(step: Step) -> str:
+    return step.name + (f", batch {step.batch}" if step.batch else "")
 
 
 def cells(row: Row) -> tuple[str, ...]:
