@@ -219,6 +219,7 @@ def html(result: Report) -> str:
     machine = result.machine
     title = f"{machine.name} {machine.mode}".strip()
     parts = ["<!doctype html><html lang=en><meta charset=utf-8>"
+             '<meta name="viewport" content="width=device-width">'
              f'<meta http-equiv="Content-Security-Policy" content="{policy(STYLE)}">'
              f"<title>{escape(title)}</title><style>{STYLE}</style>"
              f"<h1>{escape(title)}</h1>"]  # fmt: skip
