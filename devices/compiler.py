@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import platform
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +21,8 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 from tinygrad.device import CompileError, Compiler
+
+from tgx.devices import stacks
 
 # Part of every cache key: change it whenever the same IR should give other machine code.
 VERSION = "1"
@@ -80,7 +84,6 @@ class TGXCompiler(Compiler):
         reserved = ["+reserve-x18"] if self.architecture == "arm64" else []
         self.features = ",".join(filter(None, [host_features, *extra, *reserved]))
         self.triple = llvm.get_process_triple() if self.is_host else TRIPLE[self.architecture]
-        self._lock = threading.Lock()
         self._sources: dict[bytes, str] = {}
         self._here = _Here()
         digest = hashlib.sha256("|".join([
@@ -136,6 +139,9 @@ class TGXCompiler(Compiler):
             yield module, machine
 
     def compile(self, src: str) -> bytes:
+        return stacks.call(self._compile, src)
+
+    def _compile(self, src: str) -> bytes:
         with self.optimized(src) as (module, machine):
             return bytes(machine.emit_object(module))
 
@@ -148,26 +154,35 @@ class TGXCompiler(Compiler):
         works without the GIL: so one kernel is written while the one before is compiled.
         """
         started: dict[bytes, Future[bytes]] = {}
-        with ThreadPoolExecutor(1, "tgx-llvm") as thread:
+        thread = ThreadPoolExecutor(1, "tgx-llvm")
 
-            def start(source: str) -> bytes:
-                ticket = hashlib.sha256(source.encode()).digest()
-                if ticket not in started:
-                    started[ticket] = thread.submit(self.compile, source)
-                return ticket
+        def start(source: str) -> bytes:
+            ticket = hashlib.sha256(source.encode()).digest()
+            if ticket not in started:
+                try:
+                    with stacks.large():
+                        started[ticket] = thread.submit(self.compile, source)
+                except RuntimeError:  # no thread to be had: a limit, or Python is shutting down
+                    here: Future[bytes] = Future()
+                    here.set_result(self.compile(source))
+                    started[ticket] = here
+            return ticket
 
-            self._here.start = start
-            try:
-                yield lambda ticket: started[ticket].result()
-            finally:
-                self._here.start = None
+        self._here.start = start
+        try:
+            yield lambda ticket: started[ticket].result()
+        finally:
+            self._here.start = None
+            thread.shutdown(cancel_futures=True)  # after an error, or Ctrl-C: no more of them
 
     def compile_cached(self, src: str) -> bytes:
         if self._here.start is not None:  # and no look at tinygrad's cache: ours holds all of it
             return self._here.start(src)
-        lib = super().compile_cached(src)
-        with self._lock:  # remembered for DEBUG=7, which hands back only the object code
-            self._sources = {lib: src}
+        try:
+            lib = super().compile_cached(src)
+        except (OSError, sqlite3.Error):  # a cache that cannot be used (a read-only home, a full
+            lib = self.compile(src)  # disk, another thread's connection) is no cache
+        self._sources = {lib: src}  # for DEBUG=7, which hands back only the object code
         return lib
 
     def assembly(self, source: str) -> str:
@@ -186,8 +201,7 @@ class TGXCompiler(Compiler):
             return str(module)
 
     def disassemble(self, lib: bytes) -> None:
-        with self._lock:
-            source = self._sources.get(lib)
+        source = self._sources.get(lib)
         print(self.assembly(source) if source else "no source at hand for this object")
 
     def _failure(self, source: str, problem: str) -> str:
@@ -204,24 +218,41 @@ class TGXCompiler(Compiler):
 
 # ***************************** loading *****************************
 
+_load_lock = threading.RLock()  # reentrant: a signal handler may load a program while we do
+_load_count = itertools.count(1)
+
+
 @functools.cache
 def _jit() -> llvm.LLJIT:
     initialize_llvm(False)
     return llvm.create_lljit_compiler()
 
 
-_load_lock, _load_count = threading.Lock(), 0
-
-
 class Loaded:
     """Machine code in this process. It stays mapped for as long as this object lives."""
 
     def __init__(self, obj: bytes, symbols: tuple[str, ...]) -> None:
-        global _load_count
+        library = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
+        for symbol in symbols:
+            library = library.export_symbol(symbol)
         with _load_lock:
-            _load_count += 1
-            library = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
-            for symbol in symbols:
-                library = library.export_symbol(symbol)
-            self._tracker = library.link(_jit(), f"tgx.{_load_count}")
+            self._tracker = stacks.call(library.link, _jit(), f"tgx.{next(_load_count)}")
         self.address = {symbol: self._tracker[symbol] for symbol in symbols}
+
+
+# A fork while another thread is inside LLVM would leave the child an LLVM in disorder, and locks
+# that nobody will release: so a fork waits for it.
+_llvm_lock = llvm.ffi.lib._lock._lock  # llvmlite's own, around every call of LLVM
+
+
+def _hold() -> None:
+    _load_lock.acquire()
+    _llvm_lock.acquire()
+
+
+def _let_go() -> None:
+    _llvm_lock.release()
+    _load_lock.release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)

@@ -7,8 +7,10 @@ words that may have changed (the buffers the user passed in, symbolic variables)
 from __future__ import annotations
 
 import decimal
+import threading
 import time
 from array import array
+from typing import Any
 
 from tinygrad.device import Buffer, MultiBuffer, ProfileGraphEntry, ProfileGraphEvent
 from tinygrad.engine.jit import MultiGraphRunner
@@ -21,6 +23,15 @@ from tgx.devices import threads
 
 def address_of(buffer: Buffer) -> int:
     return int(buffer.get_buf(buffer.device).address)
+
+
+def turn(lock: Any) -> Any:
+    """Calls of a captured batch take turns, or the words of one would be read by the kernels of
+    another thread's. A call from inside a call (a signal handler's) is refused."""
+    if lock._is_owned():
+        raise RuntimeError("this TinyJit function is in the middle of a call, in this very thread: "
+                           "a signal handler, or a __del__, must not call it")
+    return lock
 
 
 class TGXGraph(MultiGraphRunner):
@@ -73,6 +84,7 @@ class TGXGraph(MultiGraphRunner):
             buffers[:] = [b for b in buffers if not any(b is other for other in passed_in)]
         self.shared = any(chunks > 1 for chunks in self.jobs[2::3])
         self.stamps = array("q", bytes(8 * (len(first_words) + 1)))
+        self.turn = threading.RLock()
 
     def write_words(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int]) -> None:
         """The argument words that are this call's own."""
@@ -88,13 +100,14 @@ class TGXGraph(MultiGraphRunner):
 
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
                  wait: bool = False) -> float | None:
-        self.write_words(input_uops, var_vals)
-        stamps = self.stamps.buffer_info()[0] if PROFILE else 0
-        start = time.perf_counter()
-        threads.run(self.jobs.buffer_info()[0], len(self.calls), stamps, self.shared)
-        end = time.perf_counter()
-        if PROFILE:
-            self._record_profile()
+        with turn(self.turn):
+            self.write_words(input_uops, var_vals)
+            stamps = self.stamps.buffer_info()[0] if PROFILE else 0
+            start = time.perf_counter()
+            threads.run(self.jobs.buffer_info()[0], len(self.calls), stamps, self.shared)
+            end = time.perf_counter()
+            if PROFILE:
+                self._record_profile()
         return end - start if wait else None
 
     def _record_profile(self) -> None:
@@ -112,8 +125,12 @@ class Step:
         self.graphs = graphs
         self.jobs = array("q", [word for graph in graphs for word in graph.jobs])
         self.shared = any(graph.shared for graph in graphs)
+        self.turn = graphs[0].turn
+        for graph in graphs:  # a thread that calls one of them by itself waits for the same turn
+            graph.turn = self.turn
 
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int]) -> None:
-        for graph in self.graphs:
-            graph.write_words(input_uops, var_vals)
-        threads.run(self.jobs.buffer_info()[0], len(self.jobs) // 3, shared=self.shared)
+        with turn(self.turn):
+            for graph in self.graphs:
+                graph.write_words(input_uops, var_vals)
+            threads.run(self.jobs.buffer_info()[0], len(self.jobs) // 3, shared=self.shared)

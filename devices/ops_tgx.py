@@ -9,13 +9,22 @@ threads, see threads.py.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import time
 from array import array
 from typing import Any
 
-from tinygrad.device import BufferSpec, Compiled, LRUAllocator, ProfileDeviceEvent, Program, TinyELF
+from tinygrad.device import (
+    Allocator,
+    BufferSpec,
+    Compiled,
+    LRUAllocator,
+    ProfileDeviceEvent,
+    Program,
+    TinyELF,
+)
 from tinygrad.helpers import PROFILE, cpu_profile, from_mv, to_mv
 
 from tgx.devices import threads
@@ -48,10 +57,28 @@ MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class TGXAllocator(LRUAllocator["TGXDevice"]):
-    """Host memory, aligned; freed buffers are kept and given out again (tinygrad's LRU)."""
+    """Host memory, aligned; freed buffers are kept and given out again (tinygrad's LRU, but for
+    threads: a buffer leaves the cache in one step, so no two ever get the same one)."""
 
     def __init__(self, dev: TGXDevice) -> None:
         super().__init__(dev, supports_copy_from_disk=False, supports_transfer=True)
+
+    def alloc(self, size: int, options: BufferSpec | None = None) -> TGXBuffer:
+        try:
+            return self.cache[size, options].pop()
+        except IndexError:
+            pass
+        try:
+            return Allocator.alloc(self, size, options)
+        except MemoryError:
+            self.free_cache()
+            return Allocator.alloc(self, size, options)
+
+    def free_cache(self) -> None:
+        for size, options in list(self.cache):
+            with contextlib.suppress(IndexError):  # empty
+                while True:
+                    Allocator.free(self, self.cache[size, options].pop(), size, options)
 
     def _alloc(self, size: int, options: BufferSpec) -> TGXBuffer:
         if options.external_ptr is not None:

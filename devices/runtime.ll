@@ -18,6 +18,7 @@
 ;     208  i64 spin       how many times a worker looks for work before it falls asleep
 ;     216  i64 alone      how many of the next jobs the caller does by itself, see run_shared
 ;     224  i64 backoff    what `alone` is set to when the workers are late again
+;     232  i64 busy       a caller has the workers; others run their lists alone
 ;     256  pthread_mutex_t, room for 128 bytes
 ;     384  pthread_cond_t, room for 128 bytes
 ;
@@ -214,11 +215,20 @@ define i64 @tgx_clock() nounwind {
   ret i64 %t
 }
 
-; Runs `n` jobs in order. With a pool, jobs of several chunks are shared. With `stamps` (n + 1
-; words), writes the clock before the first job and after each.
+; Runs `n` jobs in order. With a pool, if no other caller has it, jobs of several chunks are shared.
+; With `stamps` (n + 1 words), writes the clock before the first job and after each.
 define void @tgx_run(ptr %jobs, i64 %n, ptr %pool, ptr %stamps) nounwind {
 entry:
-  %alone = icmp eq ptr %pool, null
+  %none = icmp eq ptr %pool, null
+  %busy = getelementptr i8, ptr %pool, i64 232
+  br i1 %none, label %begin, label %claim
+claim:
+  %claimed = cmpxchg ptr %busy, i64 0, i64 1 acq_rel acquire, align 8
+  %got = extractvalue { i64, i1 } %claimed, 1
+  br label %begin
+begin:
+  %ours = phi i1 [ false, %entry ], [ %got, %claim ]
+  %alone = xor i1 %ours, true
   %timed = icmp ne ptr %stamps, null
   br i1 %timed, label %first, label %loop
 first:
@@ -226,9 +236,9 @@ first:
   store i64 %t0, ptr %stamps, align 8
   br label %loop
 loop:
-  %i = phi i64 [ 0, %entry ], [ 0, %first ], [ %i.next, %next ]
+  %i = phi i64 [ 0, %begin ], [ 0, %first ], [ %i.next, %next ]
   %more = icmp ult i64 %i, %n
-  br i1 %more, label %job, label %out
+  br i1 %more, label %job, label %finish
 job:
   %job.at = getelementptr %job, ptr %jobs, i64 %i
   %args.at = getelementptr i8, ptr %job.at, i64 8
@@ -267,6 +277,11 @@ stamp:
   br label %next
 next:
   br label %loop
+finish:
+  br i1 %ours, label %release, label %out
+release:
+  store atomic i64 0, ptr %busy release, align 8
+  br label %out
 out:
   ret void
 }

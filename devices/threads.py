@@ -2,11 +2,13 @@
 
 `runtime.ll` is the code; this file compiles it once per process, starts the workers when the first
 kernel of more than one chunk comes, and starts anew in a forked child, which has none.
+
+One caller at a time has the workers; another one's kernels run on its own thread alone. Who that is
+is decided in `tgx_run`, by one atomic swap: no Python lock that a signal could leave held.
 """
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 import sys
@@ -15,6 +17,7 @@ from importlib.resources import files
 
 from tinygrad.helpers import NUM_CPU_THREADS, getenv
 
+from tgx.devices import stacks
 from tgx.devices.compiler import Loaded, TGXCompiler
 
 # How often an idle worker looks for work before it sleeps: about 100 µs. Waking one takes 17 µs.
@@ -56,24 +59,46 @@ class Runtime:
 
 
 class Pool:
-    """`size` threads beside the caller. They are daemons: they never keep a program alive."""
+    """Up to `size` threads beside the caller, as many as the system grants. They are daemons: they
+    never keep a program alive, and what they look at is never freed."""
 
     def __init__(self, runtime: Runtime, size: int) -> None:
-        self.size = size
-        self._memory = ctypes.create_string_buffer(POOL_BYTES + 64)
-        self.address = (ctypes.addressof(self._memory) + 63) & ~63
+        memory = ctypes.create_string_buffer(POOL_BYTES + 64)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))  # for ever: see the docstring
+        self.size, self.address = 0, (ctypes.addressof(memory) + 63) & ~63
         libc = ctypes.CDLL(None)
         libc.pthread_mutex_init(ctypes.c_void_p(self.address + MUTEX), None)
         libc.pthread_cond_init(ctypes.c_void_p(self.address + COND), None)
         ctypes.c_int64.from_address(self.address + SPIN).value = SPINS
-        for number in range(size):
-            threading.Thread(target=runtime.worker, args=(self.address,), daemon=True,
-                             name=f"tgx-{number}").start()
+        try:
+            with stacks.large():
+                for number in range(size):
+                    threading.Thread(target=runtime.worker, args=(self.address,), daemon=True,
+                                     name=f"tgx-{number}").start()
+                    self.size += 1
+        except (RuntimeError, MemoryError):
+            pass  # a limit on threads or memory, or Python is shutting down: fewer will do
+        except BaseException:  # Ctrl-C, and nobody will know this pool
+            ctypes.c_int64.from_address(self.address + STOP).value = 1
+            runtime.wake(self.address)
+            raise
 
 
-@functools.cache
+_lock = threading.RLock()  # reentrant: a signal handler may come here while we do
+_runtime: Runtime | None = None
+_pool: Pool | None = None
+
+
 def runtime() -> Runtime:
-    return Runtime()
+    """The native functions, compiled and loaded once. Workers run in them: never unloaded."""
+    global _runtime
+    if _runtime is None:
+        with _lock:
+            if _runtime is None:
+                made = Runtime()
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+                _runtime = _runtime or made
+    return _runtime
 
 
 def worker_count() -> int:
@@ -81,41 +106,39 @@ def worker_count() -> int:
     return max(0, NUM_CPU_THREADS.value - 1) if getenv("THREADS", 1) else 0
 
 
-_lock = threading.Lock()
-_pool: Pool | None = None
-_busy = threading.Lock()  # one caller at a time has the workers; another runs its kernels alone
-
-
 def pool() -> Pool | None:
-    """The pool, started now if it is not yet; None on one CPU."""
+    """The pool, started now if it is not yet; None on one CPU, and where no thread can start."""
     global _pool
     if _pool is None and worker_count():
+        native = runtime()
         with _lock:
             if _pool is None:
-                _pool = Pool(runtime(), worker_count())
-    return _pool
+                made = Pool(native, worker_count())
+                _pool = _pool or made
+    return _pool if _pool is not None and _pool.size else None
 
 
 def _forget() -> None:
-    """In a forked child: the threads stayed with the parent, and a lock may be held for ever."""
-    global _pool, _lock, _busy
-    _pool, _lock, _busy = None, threading.Lock(), threading.Lock()
+    """In a forked child: the threads stayed with the parent, and the lock may be held for ever."""
+    global _pool, _lock
+    _pool, _lock = None, threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
 def run(jobs: int, count: int, stamps: int = 0, shared: bool = True) -> None:
-    """Runs `count` jobs at address `jobs`; writes count + 1 times to `stamps`, if given."""
+    """Runs `count` jobs at address `jobs`; writes count + 1 times to `stamps`, if given.
+
+    Ctrl-C is noticed when this returns: the list is always run to its end.
+    """
     native = runtime()
     workers = pool() if shared else None
-    if workers is None or not _busy.acquire(blocking=False):
-        native.run(jobs, count, None, stamps)
-        return
-    try:
-        native.run(jobs, count, workers.address, stamps)
-    finally:
-        _busy.release()
+    address = workers.address if workers is not None else None
+    if stacks.enough():
+        native.run(jobs, count, address, stamps)
+    else:
+        stacks.call(native.run, jobs, count, address, stamps)
 
 
 def supported() -> str | None:
