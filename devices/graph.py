@@ -7,8 +7,10 @@ words that may have changed (the buffers the user passed in, symbolic variables)
 from __future__ import annotations
 
 import decimal
+import os
 import threading
 import time
+import weakref
 from array import array
 from typing import Any
 
@@ -25,6 +27,15 @@ def address_of(buffer: Buffer) -> int:
     return int(buffer.get_buf(buffer.device).address)
 
 
+_turns: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def new_turn() -> Any:
+    """The lock of a captured batch, see `turn`."""
+    _turns.add(lock := threading.RLock())
+    return lock
+
+
 def turn(lock: Any) -> Any:
     """Calls of a captured batch take turns, or the words of one would be read by the kernels of
     another thread's. A call from inside a call (a signal handler's) is refused."""
@@ -32,6 +43,15 @@ def turn(lock: Any) -> Any:
         raise RuntimeError("this TinyJit function is in the middle of a call, in this very thread: "
                            "a signal handler, or a __del__, must not call it")
     return lock
+
+
+def _forget() -> None:
+    """In a forked child: whoever had a turn stayed with the parent."""
+    for lock in _turns:
+        lock._at_fork_reinit()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 class TGXGraph(MultiGraphRunner):
@@ -84,7 +104,7 @@ class TGXGraph(MultiGraphRunner):
             buffers[:] = [b for b in buffers if not any(b is other for other in passed_in)]
         self.shared = any(chunks > 1 for chunks in self.jobs[2::3])
         self.stamps = array("q", bytes(8 * (len(first_words) + 1)))
-        self.turn = threading.RLock()
+        self.turn = new_turn()
 
     def write_words(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int]) -> None:
         """The argument words that are this call's own."""
