@@ -61,6 +61,9 @@ class TGXGraph(MultiGraphRunner):
     address of the kernel, the address of its first argument word, its number of chunks.
     """
 
+    joins = True  # can several be run as one list of jobs? See Step
+    lead = 0  # words before each job's arguments: where a special mode keeps what is its own
+
     def __init__(self, linear: UOp, input_uops: tuple[UOp, ...] = ()) -> None:
         super().__init__(linear, input_uops)
         self.words, self.jobs = array("q"), array("q")
@@ -77,6 +80,7 @@ class TGXGraph(MultiGraphRunner):
             devices = call.src[1].device
             for lane in range(len(devices) if isinstance(devices, tuple) else 1):
                 (_, _, buffers, device_vars), runtime = next(calls)
+                self.words.extend([0] * self.lead)
                 first_words.append(len(self.words))
                 device = buffers[0].device
                 self.entries.append(

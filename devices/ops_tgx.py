@@ -27,6 +27,7 @@ from tinygrad.device import (
 )
 from tinygrad.helpers import PROFILE, cpu_profile, from_mv, to_mv
 
+from tgx import settings
 from tgx.devices import threads
 from tgx.devices.compiler import Loaded, host_architecture
 from tgx.devices.graph import TGXGraph
@@ -127,12 +128,14 @@ class TGXAllocator(LRUAllocator["TGXDevice"]):
 class TGXProgram(Program["TGXDevice"]):
     """A compiled kernel, loaded and ready to call."""
 
+    suffixes: tuple[str, ...] = ("",)  # of the symbols that are looked up, after the kernel's name
+
     def __init__(self, dev: TGXDevice, obj: TinyELF) -> None:
         if dev.renderer.compiler.is_host is False:
             raise RuntimeError(f"this kernel was compiled for {obj.target}, it cannot run on this "
                                f"machine ({host_architecture()}); unset the arch in DEV to run")
         self.dev, self.name, self.profile_key = dev, obj.name, obj.profile_key
-        self.loaded = Loaded(obj.lib, (obj.name,))
+        self.loaded = Loaded(obj.lib, tuple(obj.name + s for s in self.suffixes))
         self.address = self.loaded.address[obj.name]
 
     def __call__(self, *bufs: TGXBuffer, global_size: tuple[int, int, int] = (1, 1, 1),
@@ -154,7 +157,11 @@ class TGXDevice(Compiled):
     def __init__(self, device: str) -> None:
         if problem := threads.supported():
             raise RuntimeError(problem)
-        super().__init__(device, TGXAllocator(self), [TGXRenderer], TGXProgram, TGXGraph,
+        renderer, program, graph = TGXRenderer, TGXProgram, TGXGraph
+        if settings.count():
+            from tgx.devices import counts as c
+            renderer, program, graph = c.CountedRenderer, c.CountedProgram, c.CountedGraph
+        super().__init__(device, TGXAllocator(self), [renderer], program, graph,
                          arch=host_architecture())
         if PROFILE:
             Compiled.profile_events.append(ProfileDeviceEvent(device))

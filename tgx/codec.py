@@ -446,7 +446,7 @@ class _Collector:
                 self.environment = _reader(model.Environment)(record)
             elif name in RECORDS:
                 table, value = self.tables[name], _reader(RECORDS[name])(record)
-                row = value.kernel if name == "timings" else self.count
+                row = value.kernel if name in ("timings", "counts") else self.count
                 table[value.id if name in TABLES else row] = value
             else:
                 raise _Wrong("this tgx knows no such record")
@@ -517,6 +517,9 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     needed = {
         ("runs", "kernel"),
         ("timings", "kernel"),
+        ("counts", "kernel"),
+        ("traffic", "kernel"),
+        ("traffic", "buffer"),
         ("realizes", "schedule"),
         ("frames", "file"),
         ("rules", "file"),

@@ -17,6 +17,7 @@ How the parts hang together::
      └ Boundary          why a buffer exists at all, that is, why two kernels were not one
     Rule, Pass, Step     rewrites: which rule replaced which node by which, pass by pass
     Realize, Run         one execution of a schedule; one kernel's time in it
+    Counts, Traffic      what a kernel's launches did, counted (TGX_COUNT=1): per kernel, per buffer
     MemoryEvent, Event   memory over time; all else that took time (Python, compiling, errors)
     Walk                 one backward (``tgx backward``): its graph, values and targets
      ├ GradientStep      one rule of it at work, with what it contributes to each input
@@ -78,13 +79,29 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """One cache of the model that counted the misses: `nbytes` in all, in lines of `line` bytes,
+    `ways` of them in a set; the line used longest ago is pushed out."""
+
+    name: str
+    nbytes: int
+    ways: int
+    line: int = 64
+
+    def __post_init__(self) -> None:
+        sizes = (self.nbytes, self.ways, self.line)
+        _check(min(sizes) > 0, f"cache {self.name}: its size, ways and lines are {sizes}")
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """The circumstances of a trace: facts that decide what the scheduler does. Never a date or a
     host name.
 
     ``level`` is "kernels" (no rewrites) or "full". ``ended`` says how the program ended: "ok",
     "exception" (``error`` has the text), "exit" (with ``exit_code``), or "unfinished" (the process
-    was killed, or the file was cut short). ``missing`` lists, in sentences for the reader, what was
+    was killed, or the file was cut short). ``caches`` are those of the model, nearest first, where
+    kernels were counted. ``missing`` lists, in sentences for the reader, what was
     not recorded and how to record it: views show these instead of an empty pane.
     """
 
@@ -101,6 +118,7 @@ class Environment:
     exit_code: int = 0
     error: str = ""
     missing: tuple[str, ...] = ()
+    caches: tuple[Cache, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("environment.ended", self.ended, END_STATES)
@@ -629,6 +647,56 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What the counted launches of one kernel did, all ``calls`` of them together.
+
+    ``flops`` are lanes of float arithmetic (a multiply-add is two), ``integer`` lanes of integer
+    arithmetic, most of which computes addresses. The last three are tinygrad's estimates for the
+    same launches: operations, bytes loaded and stored, distinct bytes touched (-1: unknown). What
+    was loaded and stored is in the Traffic records of the same kernel.
+    """
+
+    kernel: int
+    calls: int
+    flops: int = 0
+    integer: int = 0
+    estimated_flops: int = -1
+    estimated_moved: int = -1
+    estimated_bytes: int = -1
+
+    def __post_init__(self) -> None:
+        _check(self.calls > 0, f"counts of kernel {self.kernel}: {self.calls} calls")
+        _check(min(self.flops, self.integer) >= 0, f"counts of kernel {self.kernel}: negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the counted launches of a kernel did with one piece of memory, together.
+
+    It is a ``buffer``, or what the device itself put beside the buffers (``buffer`` -1, ``name``
+    says what: packed copies, constant tables). ``loads`` and ``stores`` are elements, ``loaded``
+    and ``stored`` bytes; misses are lines that the model's caches did not have.
+    """
+
+    kernel: int
+    buffer: int = -1
+    name: str = ""
+    loads: int = 0
+    stores: int = 0
+    loaded: int = 0
+    stored: int = 0
+    l1_misses: int = 0
+    l2_misses: int = 0
+
+    def __post_init__(self) -> None:
+        what = f"traffic of kernel {self.kernel}"
+        _check(self.buffer != -1 or bool(self.name), f"{what}: of no buffer, and without a name")
+        _check(min(self.loads, self.stores, self.l2_misses) >= 0, f"{what}: negative")
+        _check(self.loads <= self.loaded and self.stores <= self.stored, f"{what}: elements of 0 B")
+        _check(self.l2_misses <= self.l1_misses, f"{what}: more misses in L2 than L1 sent there")
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryEvent:
     """Memory in use on a device changed. ``nbytes`` > 0 allocates, < 0 frees; ``used`` is the total
     after it. ``name`` says which buffer, ``kernel`` during which kernel (-1: between kernels)."""
@@ -859,6 +927,8 @@ class Trace:
     realizes: tuple[Realize, ...] = ()
     runs: tuple[Run, ...] = ()
     timings: tuple[Timing, ...] = ()
+    counts: tuple[Counts, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
     memory: tuple[MemoryEvent, ...] = ()
     events: tuple[Event, ...] = ()
     walks: tuple[Walk, ...] = ()
@@ -881,6 +951,12 @@ class Trace:
                 _check(origin in self._index("origins"), f"graph {g.id}: no origin {origin}")
         for b in self.boundaries:
             self._check_nodes(f"boundary {b.id}", b.graph, b.nodes)
+        for moved in self.traffic:
+            k = self.kernel(moved.kernel)
+            _check(
+                moved.buffer in (-1, *k.reads, *k.writes),
+                f"traffic of kernel {k.id}: it neither reads nor writes buffer {moved.buffer}",
+            )
         for walk in self.walks:
             used = {walk.root, *(t.node for t in walk.targets)}
             used |= {t.gradient for t in walk.targets} - {-1}
@@ -984,6 +1060,25 @@ class Trace:
         """A kernel's typical time (the median launch), -1.0 where not measured."""
         timing = self.timing(kernel)
         return timing.median_us if timing else -1.0
+
+    def counted(self, kernel: int) -> Counts | None:
+        """What a kernel's launches did, or None if they were not counted."""
+        return self._counts.get(kernel)
+
+    @cached_property
+    def _counts(self) -> dict[int, Counts]:
+        return {c.kernel: c for c in self.counts}
+
+    def traffic_of(self, kernel: int) -> tuple[Traffic, ...]:
+        """What a kernel's counted launches did with each piece of memory."""
+        return self._traffic.get(kernel, ())
+
+    @cached_property
+    def _traffic(self) -> dict[int, tuple[Traffic, ...]]:
+        found: dict[int, list[Traffic]] = {}
+        for moved in self.traffic:
+            found.setdefault(moved.kernel, []).append(moved)
+        return {kernel: tuple(rows) for kernel, rows in found.items()}
 
     def place(self, frame: int) -> str:
         """A frame as ``mnist.py:12``, "" for -1."""
@@ -1107,6 +1202,8 @@ REFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "realizes": (("schedule", "schedules"),),
     "runs": (("kernel", "kernels"), ("realize", "realizes")),
     "timings": (("kernel", "kernels"),),
+    "counts": (("kernel", "kernels"),),
+    "traffic": (("kernel", "kernels"), ("buffer", "buffers")),
     "memory": (("kernel", "kernels"), ("buffer", "buffers")),
     "events": (("frame", "frames"),),
     "walks": (
@@ -1141,6 +1238,8 @@ RECORDS: dict[str, type] = {
     "realizes": Realize,
     "runs": Run,
     "timings": Timing,
+    "counts": Counts,
+    "traffic": Traffic,
     "memory": MemoryEvent,
     "events": Event,
     "walks": Walk,

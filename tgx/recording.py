@@ -208,12 +208,17 @@ def _write_code(t: Trace, folder: Path) -> None:
 def start_from_environment(module: object = None) -> None:
     """TGX_TRACE=DIR: records this process from the import of tinygrad to its end.
 
-    Processes it starts are not traced: each would write the same file.
+    Processes it starts are not traced: each would write the same file. TGX_COUNT=1 prints by
+    itself; here it only gets somebody who notices that there is nothing to print.
     """
     import atexit
 
     from tgx import settings
 
+    if settings.count():
+        from tgx.adapter.counted import say_if_idle
+
+        atexit.register(say_if_idle)
     folder = settings.take_trace_dir()
     if not folder:
         return

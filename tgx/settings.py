@@ -16,6 +16,7 @@ VARIABLES = {
     "DEV": "tinygrad's own variable for the same; it wins where both are set",
     "TGX_TRACE": "a folder: trace the run and write it there",
     "TGX_FAST": "0: leave the fast paths out and lower everything the ordinary way",
+    "TGX_COUNT": "1: count what every TGX kernel does, and print it when the program ends",
     "TGX_TRACEBACK": "1: the command line shows Python's traceback with an error",
 }
 
@@ -73,6 +74,10 @@ def take_trace_dir() -> str:
 
 def fast() -> bool:
     return flag("TGX_FAST", default=True)
+
+
+def count() -> bool:
+    return flag("TGX_COUNT")
 
 
 def traceback() -> bool:

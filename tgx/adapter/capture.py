@@ -34,6 +34,7 @@ from tgx import codec, model, settings
 from tgx.adapter import boundaries, compat, hooks, names, steps
 from tgx.adapter.boundaries import Decisions
 from tgx.adapter.compiling import Sight
+from tgx.adapter.counted import Ledger
 from tgx.adapter.origins import MARK, Marker
 from tgx.adapter.provenance import Follow, following
 from tgx.adapter.templates import (
@@ -138,6 +139,7 @@ class Session:
             program_folder(self.program),
         )
         self.began = time.perf_counter()
+        self.ledger = Ledger()
         self._mark_what_exists()
         self._restore = hooks.install(self)
         self.running = True
@@ -401,7 +403,7 @@ class Session:
         kwargs["wait"] = True
         if plan is not None and plan.jit and plan.expanded is not None:
             plan.runs += 1
-            if plan.runs <= TIMED_JIT_CALLS:
+            if plan.runs <= TIMED_JIT_CALLS or self.ledger.counting:
                 linear = plan.expanded
             elif plan.expanded is not linear:
                 self.untimed += 1
@@ -430,6 +432,7 @@ class Session:
 
     def launched(self, ctx: Any, call: UOp, st: Any, ets: list[float | None]) -> None:
         """`track_stats`: one call of a linear has been executed."""
+        counts = self.ledger.taken(call)
         if not self.executing:
             return
         plan, place = self.executing[-1]
@@ -450,6 +453,8 @@ class Session:
             time_us, clock = (et * 1e6, "device") if et is not None else (took, "host")
             if call.src[0].op is Ops.PROGRAM:
                 self.recorder.program(kernel, call.src[0], ctx.var_vals)
+            if counts is not None and n == 0:
+                self.ledger.add(kernel, counts, call.src[0])
             self.times.setdefault(kernel, []).append(time_us)
             self.run_count += 1
             if self.run_count <= MOST_RUNS:

@@ -34,7 +34,7 @@ PATCHES = {
     "tinygrad.tensor": "tgx.adapter.patches:read_back_without_cpu",
     "tinygrad.nn.state": "tgx.adapter.patches:unzip_without_cpu",
     "tinygrad.runtime.ops_cpu": "tgx.adapter.patches:open_cpu_only_with_clang",
-    "tinygrad": "tgx.recording:start_from_environment",  # only where TGX_TRACE is set
+    "tinygrad": "tgx.recording:start_from_environment",  # where TGX_TRACE or TGX_COUNT is set
 }
 
 OPS = "tinygrad.runtime.ops_"
@@ -78,7 +78,7 @@ class Finder:
             from tgx import settings
 
             settings.adopt_device()
-            if settings.trace_dir():
+            if settings.trace_dir() or settings.count():
                 return self.patched(name, path, target)
         elif name == OPS + "tgx":
             from importlib.machinery import ModuleSpec

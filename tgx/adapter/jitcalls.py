@@ -116,7 +116,7 @@ def direct_run(jit: Any) -> Any:
         if how == {"jit": True} and DEBUG < 2 and not PROFILE:
             # the first call makes the graphs, in tinygrad's way
             graphs = [realize.graph_cache.get(call.src[0]) for call in linear.src]
-            if all(graph is not None and graph.device == "TGX" for graph in graphs):
+            if all(g is not None and g.device == "TGX" and g.joins for g in graphs):
                 step = steps.get(linear)
                 if step is None or step.graphs != graphs:  # see CapturedJit.free_intermediates
                     from tgx.devices.graph import Step

@@ -79,7 +79,10 @@ def _own(
     renderer: Any, uops: list[UOp], source: str, place: dict[UOp, int]
 ) -> list[list[int]] | None:
     """The account that TGX's renderer keeps of the lines it wrote."""
-    whole = next((u for u in uops if u.op is Ops.CUSTOM and u.arg == source), None)
+    whole = next(  # behind it counted mode writes a comment
+        (u for u in uops if u.op is Ops.CUSTOM and isinstance(u.arg, str) and u.arg
+         and source.startswith(u.arg)), None,
+    )  # fmt: skip
     lines = source.split("\n")
     if whole is not None:  # the tile path: one node holds all of the kernel
         return [[place[whole]] for _ in lines]

@@ -397,18 +397,22 @@ class Recorder:
         if session.level == "kernels":
             missing.append("rewrites were not recorded: --level full")
         missing += aftermath.complete(self, session)
+        if session.ledger.of:
+            missing.append("times are those of counted kernels (TGX_COUNT=1), which are slower")
         if session.prove:
             missing += self._proved(session)
         for number in sorted(self.changed):
             self.waiting.append(("schedules", self.schedules[number]))
         self.waiting += [("timings", t) for t in session.timings()]
+        self.waiting += session.ledger.records(self.arguments)
         self.waiting += [("memory", m) for m in session.memory]
         self.waiting += [("events", e) for e in session.events]
         self.waiting += [("files", f) for f in self._file_texts()]
         self.flush()
         self.environment = replace(
-            self.environment, ended=ended, error=error, exit_code=exit_code, missing=tuple(missing)
-        )
+            self.environment, ended=ended, error=error, exit_code=exit_code, missing=tuple(missing),
+            caches=session.ledger.caches(),
+        )  # fmt: skip
         self.writer.write("environment", self.environment)
         self.writer.close()
 

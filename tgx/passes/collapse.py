@@ -58,6 +58,7 @@ def collapse(trace: Trace, groups: Sequence[Group]) -> Trace:
         source = member_of.get(boundary.source, boundary.source)
         to = tuple(dict.fromkeys(member_of.get(r, r) for r in boundary.readers))
         boundaries.append(replace(boundary, source=source, readers=to))
+    alone = {k.id for k in kernels if k.kind != "graph"}
     times: dict[int, list[Timing]] = {}
     for t in trace.timings:
         times.setdefault(member_of.get(t.kernel, t.kernel), []).append(t)
@@ -76,6 +77,8 @@ def collapse(trace: Trace, groups: Sequence[Group]) -> Trace:
         boundaries=tuple(boundaries),
         runs=tuple(replace(r, kernel=member_of.get(r.kernel, r.kernel)) for r in trace.runs),
         timings=tuple(_sum(k, all_of) for k, all_of in times.items()),
+        counts=tuple(c for c in trace.counts if c.kernel in alone),
+        traffic=tuple(t for t in trace.traffic if t.kernel in alone),
         memory=tuple(
             replace(
                 m,

@@ -72,6 +72,8 @@ def select(
         realizes=realizes,
         runs=tuple(r for r in trace.runs if r.kernel in ids and r.realize in realized | {-1}),
         timings=tuple(t for t in trace.timings if t.kernel in ids),
+        counts=tuple(c for c in trace.counts if c.kernel in ids),
+        traffic=tuple(t for t in trace.traffic if t.kernel in ids),
         memory=tuple(
             replace(
                 m,

@@ -92,10 +92,39 @@ def kernel_facts(trace: Trace, k: Kernel, cost: costs.Cost) -> dict[str, Any]:
         "flops_per_s": _known(cost.flops_s),
         "bytes_per_s": _known(cost.bytes_s),
         "bound": cost.bound,
+        "counts": counts_facts(trace, k.id),
         "reads": list(k.reads),
         "writes": list(k.writes),
         "global_size": list(program.global_size) if program else [],
         "local_size": list(program.local_size) if program else [],
+    }
+
+
+def counts_facts(trace: Trace, kernel: int) -> dict[str, Any] | None:
+    """What all counted launches of a kernel did together, and with which memory."""
+    c = trace.counted(kernel)
+    if c is None:
+        return None
+    return {
+        "calls": c.calls,
+        "flops": c.flops,
+        "integer": c.integer,
+        "estimated_flops": _known(c.estimated_flops),
+        "estimated_moved": _known(c.estimated_moved),
+        "estimated_bytes": _known(c.estimated_bytes),
+        "memory": [
+            {
+                "buffer": t.buffer if t.buffer != -1 else None,
+                "name": t.name or trace.buffer(t.buffer).name,
+                "loads": t.loads,
+                "stores": t.stores,
+                "loaded": t.loaded,
+                "stored": t.stored,
+                "l1_misses": t.l1_misses,
+                "l2_misses": t.l2_misses,
+            }
+            for t in trace.traffic_of(kernel)
+        ],
     }
 
 

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tgx.errors import BadInput
-from tgx.model import Boundary, Kernel, Loop, Trace
+from tgx.model import Boundary, Counts, Kernel, Loop, Trace
 from tgx.passes import costs
 from tgx.passes.costs import Cost
 from tgx.views import words
@@ -72,6 +72,8 @@ def summary(trace: Trace, schedule: int = -1, rows: int = ROWS) -> str:
     if not kernels:  # a log: kernels without a schedule
         kernels = list(trace.kernels)
     out += ["", _kernels(trace, kernels, rows)]
+    if any(trace.counted(k.id) for k in kernels):
+        out += ["", _counts(trace, kernels, rows)]
     reasons = _reasons(trace, kernels)
     if reasons:
         out += ["", "why kernels end where they end", *reasons]
@@ -111,6 +113,92 @@ def _kernels(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
         (0, 3, 4),
     )
     return head + "\n" + body
+
+
+def _counts(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
+    """What one launch of each kernel did, counted, beside tinygrad's estimates."""
+    def moved(k: Kernel) -> int:
+        return sum(t.loaded + t.stored for t in trace.traffic_of(k.id))
+
+    counted = [(k, c) for k in kernels if (c := trace.counted(k.id)) is not None]
+    shown = {k.id for k, _ in sorted(counted, key=lambda kc: -moved(kc[0]))[:rows]}
+    head = "counted, one launch each"
+    if len(counted) > rows:
+        head += f"; the {rows} that move most"
+    body = table(
+        ("id", "kernel", "flops", "×est", "loaded", "stored", "×est", "L1 misses", "L2 misses"),
+        (_counts_row(trace, k, c) for k, c in counted if k.id in shown),
+        tuple(range(2, 9)),
+    )
+    return f"{head}\n{body}\n{_counted_by(trace)}"
+
+
+def _counts_row(trace: Trace, k: Kernel, c: Counts) -> tuple[str, ...]:
+    traffic, n = trace.traffic_of(k.id), c.calls
+    own = [t for t in traffic if t.buffer != -1]
+    loaded, stored = sum(t.loaded for t in own), sum(t.stored for t in own)
+    return (
+        str(k.id), words.line(k.name, 42), words.number(c.flops / n),
+        words.times(c.flops, c.estimated_flops), words.size(loaded / n), words.size(stored / n),
+        words.times(loaded + stored, c.estimated_moved),
+        words.number(sum(t.l1_misses for t in traffic) / n),
+        words.number(sum(t.l2_misses for t in traffic) / n),
+    )
+
+
+def _counted_by(trace: Trace) -> str:
+    """What the numbers are."""
+    return ("×est: counted, over tinygrad's estimate. Misses: lines that a model of\n"
+            f"{caches_text(trace)} had not.")
+
+
+def caches_text(trace: Trace) -> str:
+    """The caches of the model in words."""
+    caches = trace.environment.caches
+    told = " and ".join(f"{words.line(c.name)} ({c.nbytes >> 10} KiB, {c.ways} ways)"
+                        for c in caches)
+    lines = f", lines of {caches[0].line} bytes" if caches else ""
+    return f"{told or 'two caches'}{lines}, empty at each launch's start,"
+
+
+def _counted_kernel(trace: Trace, c: Counts) -> list[str]:
+    """All that was counted of one kernel, and of each of its buffers."""
+    traffic, n = trace.traffic_of(c.kernel), c.calls
+    own = [t for t in traffic if t.buffer != -1]
+    moved = sum(t.loaded + t.stored for t in own)
+
+    def fact(name: str, value: float, estimate: float, show: Callable[[float], str]) -> str:
+        beside = ""
+        if estimate >= 0:
+            factor = words.times(value, estimate)
+            beside = f"tinygrad estimates {show(estimate / n)}" + (f": {factor}" if factor else "")
+        return f"  {name:12}{show(value / n):12}{beside}".rstrip()
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for t in traffic:
+            nbytes = trace.buffer(t.buffer).nbytes if t.buffer != -1 else 0
+            name = trace.buffer(t.buffer).name if t.buffer != -1 else t.name
+            yield (
+                "  " + words.line(name or f"buffer {t.buffer}", 40),
+                words.size(nbytes) if nbytes else "",
+                words.number(t.loads / n) if t.loads else "",
+                words.size(t.loaded / n) if t.loads else "",
+                words.times(t.loaded / n, nbytes) if t.loads else "",
+                words.number(t.stores / n) if t.stores else "",
+                words.size(t.stored / n) if t.stores else "",
+                words.number(t.l1_misses / n), words.number(t.l2_misses / n),
+            )
+
+    heads = ("  memory", "size", "loads", "loaded", "×size", "stores", "stored", "L1 misses",
+             "L2 misses")
+    return [
+        "", f"counted, in {words.plural(n, 'launch' if n == 1 else 'launche')}; of one launch",
+        fact("flops", c.flops, c.estimated_flops, lambda x: f"{x:,.0f}"),
+        fact("integer ops", c.integer, -1, lambda x: f"{x:,.0f}"),
+        fact("moved", moved, c.estimated_moved, words.size),
+        *table(heads, rows(), tuple(range(1, 9))).split("\n"),
+        *("  " + line for line in _counted_by(trace).split("\n")),
+    ]
 
 
 def _costs_among(trace: Trace, kernels: Sequence[Kernel]) -> dict[int, Cost]:
@@ -216,11 +304,13 @@ def one_kernel(trace: Trace, id: int, code: bool = True) -> str:
              ("", words.rate(c.bytes_s, "B")), ("bound by", c.bound),
              ("of the roof", words.percent(c.of_roof) if c.of_roof > 0 else "")]
     out += [f"  {name:12}{value}" for name, value in facts if value]
-    if k.program != -1:
-        p = trace.program(k.program)
-        if p.path:
-            why = f" ({words.line(p.path_reason)})" if p.path_reason else ""
-            out.append(f"  {'path':12}{words.line(p.path)}{why}")
+    p = trace.program(k.program) if k.program != -1 else None
+    if p is not None and p.path:
+        why = f" ({words.line(p.path_reason)})" if p.path_reason else ""
+        out.append(f"  {'path':12}{words.line(p.path)}{why}")
+    if (counts := trace.counted(id)) is not None:
+        out += _counted_kernel(trace, counts)
+    if p is not None:
         if p.loops:
             out += ["", "loops", *("  " + x for x in loop_lines(p.loops))]
         for i, o in enumerate(p.opts):

@@ -28,6 +28,16 @@ def size(nbytes: float) -> str:
     return "" if nbytes < 0 else _scaled(nbytes, 1000, ("B", "kB", "MB", "GB", "TB"))
 
 
+def number(value: float) -> str:
+    """A count: `25.7 M`."""
+    return "" if value < 0 else _scaled(value, 1000, ("", "k", "M", "G", "T"))
+
+
+def times(part: float, whole: float) -> str:
+    """How many times something is another: `0.37×`; "" where there is nothing to compare with."""
+    return f"{part / whole:.3g}×" if whole > 0 and part >= 0 else ""
+
+
 def duration(us: float) -> str:
     """Microseconds: `12 µs`, `0.42 ms`."""
     if us < 0:

@@ -86,7 +86,7 @@ const T = {}; // the trace's core, filled by loadCore
 async function loadCore() {
   const core = await unpack("core");
   for (const name of ["files", "frames", "origins", "kernels", "buffers", "boundaries", "schedules",
-    "programs", "rules", "events"]) T[name] = table(core[name]);
+    "programs", "rules", "events", "counts", "traffic"]) T[name] = table(core[name]);
   for (const name of ["env", "show", "steady", "roof", "runs", "memory"]) T[name] = core[name];
   T.chunks = new Set(core.chunks);
   T.byLine = new Map(); // "file:line" -> kernels
@@ -106,6 +106,8 @@ async function loadCore() {
     push(T.ends, b.source, b);
     for (const r of b.readers) if (r !== b.source) push(T.begins, r, b);
   }
+  T.trafficOf = new Map();
+  for (const t of T.traffic) push(T.trafficOf, t.kernel, t);
   T.runOf = new Map(T.runs.map(([k, start, us]) => [k, { start, us }]));
 }
 

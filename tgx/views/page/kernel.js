@@ -109,9 +109,32 @@ const tabContent = { __proto__: null,
       ["reaches", [rate(flopsOf(k), "F"), rate(bytesOf(k), "B")].filter(Boolean).join(", ")], ["bound by", k.bound], ["of the roof", k.of_roof > 0 ? `${percent(k.of_roof)} (${T.roof[2]})` : ""],
       ["path", p?.path ? p.path + (p.path_reason ? ` (${p.path_reason})` : "") : ""], ["compiled in", p && p.compile_us >= 0 ? time(p.compile_us) : ""]];
     return [el("table", { class: "facts" }, rows.filter(([, v]) => v).map(([n, v]) => el("tr", {}, el("th", {}, n), el("td", {}, v)))),
-      k.of_roof > 0 && k.of_roof < 1 / 3 ? el("p", { class: "mark" }, `▼ below a third of its roof`) : null, roofline([k], 360, 220)];
+      k.of_roof > 0 && k.of_roof < 1 / 3 ? el("p", { class: "mark" }, `▼ below a third of its roof`) : null, counted(k), roofline([k], 360, 220)];
   },
 };
+
+// What one launch did, counted (TGX_COUNT=1), beside tinygrad's estimates; and with which memory.
+function counted(k) {
+  const c = T.counts.get(k.id);
+  if (!c) return null;
+  const traffic = T.trafficOf.get(k.id) ?? [], n = c.calls, own = traffic.filter((t) => t.buffer >= 0);
+  const moved = own.reduce((sum, t) => sum + t.loaded + t.stored, 0);
+  const whole = (x) => Math.round(x).toLocaleString("en"), few = (x) => scaled(x, 1000, ["", "k", "M", "G", "T"]).trim(), times = (x, of) => (of > 0 ? +(x / of).toPrecision(3) + "×" : "");
+  const beside = (x, estimate, show) => (estimate >= 0 ? el("small", {}, ` tinygrad estimates ${show(estimate / n)}${estimate > 0 ? ": " + times(x, estimate) : ""}`) : "");
+  const facts = [["flops", whole(c.flops / n), beside(c.flops, c.est_flops, whole)], ["integer operations", whole(c.integer / n), ""], ["moved", bytes(moved / n), beside(moved, c.est_moved, bytes)]];
+  const heads = [["memory", "a buffer, or what TGX puts beside them"], ["size", ""], ["loaded", "bytes that loads asked for"], ["× size", "how often each byte was loaded"], ["stored", "bytes stored"],
+    ["L1 miss", "lines the first cache had not"], ["L2 miss", "lines the second cache had not: they come from memory"]];
+  const rows = traffic.map((t) => {
+    const b = T.buffers.get(t.buffer), size = b ? b.nbytes : -1;
+    return el("tr", {}, el("td", {}, b ? el("button", { class: "link", onclick: () => go({ b: b.id, k: -1, l: "" }) }, b.name || "buffer " + b.id) : t.name),
+      [bytes(size), t.loads ? bytes(t.loaded / n) : "", t.loads && size > 0 ? times(t.loaded / n, size) : "", t.stores ? bytes(t.stored / n) : "", few(t.l1 / n), few(t.l2 / n)].map((x) => el("td", { class: "num" }, x)));
+  });
+  const caches = T.env.caches.map(([name, size, ways]) => `${name} (${size >> 10} KiB, ${ways} ways)`).join(" and ");
+  return el("section", { class: "counted" }, el("h3", {}, `counted: one launch of ${whole(n)}`),
+    el("table", { class: "facts" }, facts.map(([name, value, note]) => el("tr", {}, el("th", {}, name), el("td", {}, value, note)))),
+    el("table", {}, el("thead", {}, el("tr", {}, heads.map(([text, tip], i) => el("th", { tip, class: i ? "num" : "" }, text)))), el("tbody", {}, rows)),
+    el("p", { class: "quiet" }, `Misses are a model's: ${caches}, empty when a launch begins.`));
+}
 
 function opCounts(graph) {
   const count = new Map();
