@@ -159,20 +159,27 @@ def expression(x: object) -> object:
 
 
 def evaluate(x: object, values: Mapping[str, int]) -> int:
-    """The number; -1 where an expression has an operation that this does not know."""
+    """The number; -1 where an expression has something in it that is not known here."""
+    found = _evaluate(x, values)
+    return -1 if found is None else found
+
+
+def _evaluate(x: object, values: Mapping[str, int]) -> int | None:
     if isinstance(x, int):
         return x
     if isinstance(x, str):
-        return values.get(x, -1)
+        return values.get(x)
     assert isinstance(x, (list, tuple))
-    op, *given = x
-    numbers = [evaluate(g, values) for g in given]
-    return int(OPERATIONS[op](*numbers)) if op in OPERATIONS else -1
+    numbers = [_evaluate(s, values) for s in x[1:]]
+    if x[0] not in OPERATIONS or None in numbers:
+        return None
+    return int(OPERATIONS[x[0]](*numbers))
 
 
 OPERATIONS: dict[str, Callable[..., int]] = {
     "ADD": operator.add, "SUB": operator.sub, "MUL": operator.mul, "MAX": max, "NEG": operator.neg,
     "FLOORDIV": operator.floordiv, "FLOORMOD": operator.mod, "CMPLT": operator.lt,
+    "XOR": operator.xor, "AND": operator.and_, "OR": operator.or_, "SHL": operator.lshift,
     "CMPNE": operator.ne, "WHERE": lambda a, b, c: b if a else c, "CAST": int,
 }  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""Counted mode, while it runs: the cache model, what each kernel has done so far, and the table that
-a program prints when it ends. How kernels come to count is told in counting.py.
+"""Counted mode, while it runs: the cache model, what each kernel has done so far, and the table
+that a program prints when it ends. How kernels come to count is told in counting.py.
 
 Counted kernels run one after the other on one thread, whatever the pool: there is one model of the
 caches, and it sees their accesses in the order of the chunks, so that every run gives the same

@@ -12,6 +12,9 @@ from tgx import model
 from tgx.model import (
     Boundary,
     Buffer,
+    Cache,
+    Counts,
+    Environment,
     File,
     Frame,
     Graph,
@@ -27,6 +30,7 @@ from tgx.model import (
     Schedule,
     Timing,
     Trace,
+    Traffic,
 )
 
 pytestmark = pytest.mark.pure
@@ -74,6 +78,9 @@ def small() -> Trace:
         realizes=(Realize(0, 0), Realize(1, 0, step=1)),
         runs=(Run(0, 1.0, 5.0, 0), Run(1, 7.0, 3.0, 0)),
         timings=(Timing(0, 2, 10.0, 4.0, 5.0),),
+        counts=(Counts(1, 2, 5),),
+        traffic=(Traffic(1, 0, "", 4, 0, 16, 0, 1, 1), Traffic(1, -1, "tables", 1, 0, 8)),
+        environment=Environment(caches=(Cache("L1", 1024, 2),)),
     )
 
 
@@ -182,3 +189,26 @@ def test_the_model_needs_no_tinygrad() -> None:
     code = "import sys, tgx.model, tgx.codec; print('tinygrad' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_what_was_counted_must_make_sense() -> None:
+    trace = small()
+    assert trace.counted(0) is None and trace.traffic_of(0) == ()
+    assert trace.counted(1) == Counts(1, 2, 5) and len(trace.traffic_of(1)) == 2
+    for wrong, why in (
+        (lambda: Counts(1, 0), "0 calls"),
+        (lambda: Counts(1, 1, -1), "negative"),
+        (lambda: Traffic(1), "without a name"),
+        (lambda: Traffic(1, 0, loads=-1), "negative"),
+        (lambda: Traffic(1, 0, loads=4, loaded=3), "elements of 0 B"),
+        (lambda: Traffic(1, 0, l1_misses=1, l2_misses=2), "more misses"),
+        (lambda: Cache("L1", 0, 8), "its size"),
+        (lambda: replace(trace, counts=(Counts(7, 1),)), "not among kernels"),
+        (lambda: replace(trace, traffic=(Traffic(0, 9),)), "not among buffers"),
+        (
+            lambda: replace(trace, buffers=(*trace.buffers, Buffer(1)), traffic=(Traffic(0, 1),)),
+            "neither reads nor writes",
+        ),
+    ):
+        with pytest.raises(ModelError, match=why):
+            wrong()

@@ -30,7 +30,10 @@ pytestmark = pytest.mark.pure
 
 GOLDENS = Path(__file__).with_name("goldens")
 BIG = traces.big(3000, 4000)
-TRACES = {"mlp": traces.mlp_step, "hostile": traces.hostile, "empty": Trace}
+TRACES = {
+    "mlp": traces.mlp_step, "counted": traces.counted_step, "hostile": traces.hostile,
+    "empty": Trace,
+}
 PICTURES = tuple(picture.PICTURES)
 
 
@@ -66,6 +69,23 @@ def test_golden(name: str) -> None:
     view, choices = GOLDEN[name]
     got = render(view, traces.mlp_step(), **choices)
     check(name, got.replace("},{", "},\n{") if name == "timeline.json" else got)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("counted.txt", -1), ("counted-0.txt", 0)])
+def test_golden_counts(name: str, kernel: int) -> None:
+    """What was counted stands where what was measured stands, and is all that is added."""
+    got = render("text", traces.counted_step(), kernel=kernel, code=False)
+    before = render("text", traces.mlp_step(), kernel=kernel, code=False).split("\n")
+    assert [x for x in got.split("\n") if x and x in before] == [x for x in before if x]
+    check(name, got)
+
+
+def test_counts_as_records() -> None:
+    kernels = json.loads(render("json", traces.counted_step(), kernels=(0, 1)))["kernels"]
+    told = {k["id"]: k["counts"] for k in kernels}
+    assert told[1] is None and told[0]["calls"] == 3 and told[0]["flops"] == 38_535_168
+    assert [m["name"] for m in told[0]["memory"]] == ["h", "x", "w1", "packed copies"]
+    assert told[0]["memory"][3]["buffer"] is None and told[0]["memory"][2]["l1_misses"] == 301_056
 
 
 def test_golden_comparison() -> None:

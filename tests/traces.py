@@ -13,9 +13,11 @@ from dataclasses import replace
 from tgx.model import (
     Boundary,
     Buffer,
+    Cache,
     Check,
     Code,
     Contribution,
+    Counts,
     Environment,
     Event,
     File,
@@ -38,6 +40,7 @@ from tgx.model import (
     Target,
     Timing,
     Trace,
+    Traffic,
     Value,
     Walk,
     WalkKernel,
@@ -300,6 +303,27 @@ def mlp_step() -> Trace:
 EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\'&\\N{];-->\x00\x1b[31m'
 
 
+def counted_step() -> Trace:
+    """The same step, two of its kernels counted: in three launches, and in one."""
+    trace = mlp_step()
+    caches = (Cache("L1", 32_768, 8), Cache("L2", 1_048_576, 8))
+    return replace(
+        trace,
+        environment=replace(trace.environment, caches=caches),
+        counts=(
+            Counts(0, 3, 38_535_168, 1_990_944, 38_535_168, 154_140_672, 1_904_640),
+            Counts(3, 1, 13_696, 4_480, 3_200),
+        ),
+        traffic=(
+            Traffic(0, 4, "", 0, 24_576, 0, 98_304, 1_614, 1_536),
+            Traffic(0, 0, "", 4_816_896, 0, 19_267_584, 0, 10_209, 9_408),
+            Traffic(0, 1, "", 4_816_896, 0, 19_267_584, 0, 301_056, 18_816),
+            Traffic(0, -1, "packed copies", 1_204_224, 301_056, 4_816_896, 1_204_224, 56_448, 0),
+            Traffic(3, 7, "", 640, 0, 2_560, 0, 40, 40),
+        ),
+    )
+
+
 def number(value: float) -> Value:
     """A scalar's Value."""
     return Value("scalar", 1, (value,), value, abs(value), value, value, zeros=int(value == 0))
@@ -372,11 +396,14 @@ def backward_walk(name: str = "x") -> Trace:
 
 def hostile() -> Trace:
     """The same step with markup, quotes, control characters and a bidi mark in every name."""
-    trace = mlp_step()
+    trace = counted_step()
     evil = EVIL + "\u202e"
     return replace(
         trace,
-        environment=replace(trace.environment, program=evil, error=evil, missing=(evil,)),
+        environment=replace(trace.environment, program=evil, error=evil, missing=(evil,),
+                            caches=tuple(replace(c, name=evil)
+                                         for c in trace.environment.caches)),
+        traffic=tuple(replace(t, name=evil) for t in trace.traffic),
         files=tuple(replace(f, path=f.path + evil,
                             lines=tuple((n, text + evil) for n, text in f.lines))
                     for f in trace.files),

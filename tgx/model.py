@@ -952,10 +952,10 @@ class Trace:
         for b in self.boundaries:
             self._check_nodes(f"boundary {b.id}", b.graph, b.nodes)
         for moved in self.traffic:
-            k = self.kernel(moved.kernel)
+            whose = self.kernel(moved.kernel)
             _check(
-                moved.buffer in (-1, *k.reads, *k.writes),
-                f"traffic of kernel {k.id}: it neither reads nor writes buffer {moved.buffer}",
+                moved.buffer in (-1, *whose.reads, *whose.writes),
+                f"traffic of kernel {whose.id}: it neither reads nor writes buffer {moved.buffer}",
             )
         for walk in self.walks:
             used = {walk.root, *(t.node for t in walk.targets)}

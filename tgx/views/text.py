@@ -148,17 +148,12 @@ def _counts_row(trace: Trace, k: Kernel, c: Counts) -> tuple[str, ...]:
 
 def _counted_by(trace: Trace) -> str:
     """What the numbers are."""
-    return ("×est: counted, over tinygrad's estimate. Misses: lines that a model of\n"
-            f"{caches_text(trace)} had not.")
-
-
-def caches_text(trace: Trace) -> str:
-    """The caches of the model in words."""
     caches = trace.environment.caches
     told = " and ".join(f"{words.line(c.name)} ({c.nbytes >> 10} KiB, {c.ways} ways)"
-                        for c in caches)
-    lines = f", lines of {caches[0].line} bytes" if caches else ""
-    return f"{told or 'two caches'}{lines}, empty at each launch's start,"
+                        for c in caches) or "two caches"
+    line = caches[0].line if caches else 64
+    return (f"×est: counted, over tinygrad's estimate. Misses: lines of {line} bytes that a model "
+            f"of\n{told}, empty at each launch's start, had not.")
 
 
 def _counted_kernel(trace: Trace, c: Counts) -> list[str]:
