@@ -138,6 +138,9 @@ FILES = {
     "contract.py": "tile path: the front door",
     "record.py": "which path a kernel took, and why",
     "parse.py": "LLVM IR text as data, for passes over finished kernels",
+    "counting.py": "TGX_COUNT=1: counters put into a kernel's IR, and what each stands for",
+    "counts.py": "TGX_COUNT=1: the device's classes that count, and the table at the end",
+    "counting.ll": "TGX_COUNT=1: a model of two caches",
     "optimize.py": "the one function of tinygrad the device replaces",
     "cache.py": "finished programs on disk",
 }
