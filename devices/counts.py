@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygrad.device import TinyELF
-from tinygrad.helpers import PROFILE, Target, cpu_profile
+from tinygrad.helpers import Target, cpu_profile
 from tinygrad.uop.ops import Ops, UOp
 
 from tgx.devices import threads
@@ -193,7 +193,7 @@ class Counter:
 
 # ***************************** all of them *****************************
 
-_lock = threading.Lock()  # one caller at a time: there is one cache model
+_lock = threading.RLock()  # one caller at a time: there is one cache model
 _counters: list[weakref.ref[Counter]] = []
 
 
@@ -210,7 +210,7 @@ Launches = Iterable[tuple[Counter, Mapping[str, int]]]  # and the values of thei
 def run(jobs: int, count: int, launches: Launches, stamps: int = 0) -> None:
     """Runs counted jobs: one caller at a time, one thread."""
     with _lock:
-        threads.runtime().run(jobs, count, None, stamps)
+        threads.run(jobs, count, stamps, shared=False)
         for counter, values in launches:
             counter.launched(values)
 
@@ -218,7 +218,7 @@ def run(jobs: int, count: int, launches: Launches, stamps: int = 0) -> None:
 def _child() -> None:
     """A forked child counts what it does itself."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for counter in living():
         counter.reset()
 
@@ -304,17 +304,9 @@ class CountedGraph(TGXGraph):
                 self.words[first - 1] = runtime.counter.address
                 self.counters.append((runtime.counter, call[3]))  # its device's own variables
 
-    def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
-                 wait: bool = False) -> float | None:  # fmt: skip
-        self.write_words(input_uops, var_vals)
-        stamps = self.stamps.buffer_info()[0] if PROFILE else 0
-        start = time.perf_counter()
+    def launch(self, stamps: int, var_vals: dict[str, int]) -> None:
         launches = [(counter, {**var_vals, **own}) for counter, own in self.counters]
         run(self.jobs.buffer_info()[0], len(self.calls), launches, stamps)
-        end = time.perf_counter()
-        if PROFILE:
-            self._record_profile()
-        return end - start if wait else None
 
 
 # ***************************** the table at the end *****************************

@@ -122,13 +122,17 @@ class TGXGraph(MultiGraphRunner):
         for word, name in self.variables:
             self.words[word] = var_vals[name]
 
+    def launch(self, stamps: int, var_vals: dict[str, int]) -> None:
+        """Runs the jobs, whose words are written."""
+        threads.run(self.jobs.buffer_info()[0], len(self.calls), stamps, self.shared)
+
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
                  wait: bool = False) -> float | None:
         with turn(self.turn):
             self.write_words(input_uops, var_vals)
             stamps = self.stamps.buffer_info()[0] if PROFILE else 0
             start = time.perf_counter()
-            threads.run(self.jobs.buffer_info()[0], len(self.calls), stamps, self.shared)
+            self.launch(stamps, var_vals)
             end = time.perf_counter()
             if PROFILE:
                 self._record_profile()
