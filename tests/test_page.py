@@ -104,6 +104,23 @@ def test_it_opens_on_the_program(mlp: Page) -> None:
     assert "peak 1.07 MB" in mlp.text("#strip")
 
 
+def test_what_was_counted_stands_with_the_cost(browser: Any, tmp_path: Path) -> None:
+    page = Page(browser, tmp_path / "counted.html", traces.counted_step())
+    page.page.evaluate("location.hash = '#k=0&tab=cost'")
+    page.page.wait_for_selector("#kernel .counted")
+    told = page.text("#kernel .counted")
+    assert "one launch of 3" in told and "12,845,056" in told
+    assert "tinygrad estimates 51.4 MB: 0.251×" in told
+    rows = [r.split() for r in page.page.locator(".counted tbody tr").all_inner_texts()]
+    assert ["x", "201", "kB", "6.42", "MB", "32×", "3.4", "k", "3.14", "k"] in rows
+    assert "packed copies" in told and "L1 (32 KiB, 8 ways)" in told
+    page.page.click("#kernel .counted button")  # h: the buffer's own page
+    page.page.wait_for_selector("#kernel h2:has-text('h')")
+    page.page.evaluate("location.hash = '#k=1&tab=cost'")  # was not counted
+    page.until("!document.querySelector('#kernel .counted')")
+    page.close()
+
+
 def test_line_to_kernel_to_step_and_back(mlp: Page) -> None:
     page = mlp.page
     page.click('#source li[data-line="0:10"]')  # h = h.relu()

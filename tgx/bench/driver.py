@@ -159,7 +159,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """Ours, without what would change the device or slow it down."""
     changes: dict[str, str | None] = dict.fromkeys(
-        ("DEV", "DEVICE", "DEBUG", "VIZ", "PROFILE", "BEAM", "TGX_TRACE", "TGX_FAST")
+        ("DEV", "DEVICE", "DEBUG", "VIZ", "PROFILE", "BEAM", "TGX_TRACE", "TGX_FAST", "TGX_COUNT")
     )
     home = str(Path(__file__).resolve().parents[2])
     changes |= {"NUM_CPU_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
