@@ -9,14 +9,18 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import mmap
 import os
 import platform
+import resource
 import sqlite3
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -142,6 +146,7 @@ class TGXCompiler(Compiler):
         return stacks.call(self._compile, src)
 
     def _compile(self, src: str) -> bytes:
+        make_room()
         with self.optimized(src) as (module, machine):
             return bytes(machine.emit_object(module))
 
@@ -216,6 +221,34 @@ class TGXCompiler(Compiler):
         return f"LLVM refused kernel {name} ({kept}): {problem.strip()}"
 
 
+# ***************************** memory *****************************
+
+ROOM = 48 << 20  # bytes of address space LLVM may take for a kernel: its own, a stack, tables
+spare: weakref.WeakSet[Any] = weakref.WeakSet()  # allocators, which can give memory back
+
+
+def make_room() -> None:
+    """LLVM ends the process when it gets no memory. So where there is a limit (`ulimit -v`), look
+    first; give back what allocators keep for later; at worst raise a MemoryError."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or _room():
+        return
+    for allocator in list(spare):
+        allocator.free_cache()
+    if not _room():
+        raise MemoryError(f"compiling a kernel may take {ROOM >> 20} MB of memory, and this "
+                          f"process has no more than that left of its {limit >> 20} MB: delete "
+                          "some Tensors, or raise the limit (ulimit -v)")
+
+
+def _room() -> bool:
+    try:
+        mmap.mmap(-1, ROOM).close()
+    except OSError:
+        return False
+    return True
+
+
 # ***************************** loading *****************************
 
 _load_lock = threading.RLock()  # reentrant: a signal handler may load a program while we do
@@ -235,6 +268,7 @@ class Loaded:
         library = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
         for symbol in symbols:
             library = library.export_symbol(symbol)
+        make_room()
         with _load_lock:
             self._tracker = stacks.call(library.link, _jit(), f"tgx.{next(_load_count)}")
         self.address = {symbol: self._tracker[symbol] for symbol in symbols}

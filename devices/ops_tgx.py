@@ -29,7 +29,7 @@ from tinygrad.helpers import PROFILE, cpu_profile, from_mv, to_mv
 
 from tgx import settings
 from tgx.devices import threads
-from tgx.devices.compiler import Loaded, host_architecture
+from tgx.devices.compiler import Loaded, host_architecture, spare
 from tgx.devices.graph import TGXGraph
 from tgx.devices.renderer import TGXRenderer
 
@@ -63,6 +63,7 @@ class TGXAllocator(LRUAllocator["TGXDevice"]):
 
     def __init__(self, dev: TGXDevice) -> None:
         super().__init__(dev, supports_copy_from_disk=False, supports_transfer=True)
+        spare.add(self)
 
     def alloc(self, size: int, options: BufferSpec | None = None) -> TGXBuffer:
         try:
