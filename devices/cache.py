@@ -6,6 +6,9 @@ called with, its estimates, its IR and its object code, under a key made of ever
 them (see `program_key`). A file is written whole and then renamed, carries its own checksum, and is
 deleted when it does not match: processes that share the folder, or die while writing, do no harm.
 
+Programs are machine code, and pickled: whoever can write one can do anything as us. So the folder
+is ours alone, and what is not ours, or others could have written to, is not read (`trusted`).
+
 tinygrad looks for programs in `lower_and_compile` (`tinygrad/engine/realize.py`), which the import
 hook makes come here first. BEAM, which measures, and DEBUG=3 and above, which print while they
 compile, do without.
@@ -17,10 +20,12 @@ import functools
 import hashlib
 import os
 import pickle
+import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tinygrad.codegen as codegen
 from tinygrad.codegen import to_program
@@ -74,10 +79,34 @@ def slim(program: UOp) -> UOp:
 _origin: weakref.WeakKeyDictionary[UOp, Path] = weakref.WeakKeyDictionary()
 
 
+def trusted(status: os.stat_result) -> bool:
+    """Is it ours, and could nobody else write to it?"""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def problem() -> str:
+    """Why no program is kept, for `tgx doctor`; empty where they are."""
+    try:
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not trusted(folder().stat()):
+            return "it is not yours, or others may write to it"
+        tempfile.TemporaryFile(dir=folder()).close()
+    except OSError as e:
+        return f"{e.strerror}"
+    return ""
+
+
 def contents(path: Path) -> tuple[bytes, bytes] | None:
     """A file's two pickles: the slim program, and the graphs that it left out."""
     try:
-        data = path.read_bytes()
+        if not trusted(path.parent.stat()):
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not (stat.S_ISREG(status.st_mode) and trusted(status)) or status.st_size > MAX_FILE:
+                return None
+            data = file.read()
     except OSError:
         return None
     if hashlib.sha256(data[32:]).digest() != data[:32]:
@@ -94,11 +123,19 @@ def read(name: str) -> UOp | None:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # used now: swept last
-    program = pickle.loads(found[0])
+    program = unpickled(found[0])
     if not isinstance(program, UOp):
         return None
     _origin[program] = path
     return program
+
+
+def unpickled(data: bytes) -> Any:
+    """What was pickled; None for what is whole and ours and yet nothing we know."""
+    try:
+        return pickle.loads(data)
+    except Exception:
+        return None
 
 
 def whole(program: UOp) -> UOp:
@@ -106,7 +143,8 @@ def whole(program: UOp) -> UOp:
     path = _origin.get(program)
     if path is None or (found := contents(path)) is None:
         return program
-    return program.replace(src=(*pickle.loads(found[1]), *program.src[2:]))
+    graphs = unpickled(found[1])
+    return program if graphs is None else program.replace(src=(*graphs, *program.src[2:]))
 
 
 _writes = 0
@@ -115,12 +153,17 @@ _writes = 0
 def write(name: str, program: UOp) -> None:
     """Keeps a program. A cache that cannot be written (full or read-only disk) is no cache."""
     global _writes
-    short, graphs = pickle.dumps(slim(program)), pickle.dumps(program.src[:2])
-    data = len(short).to_bytes(8, "little") + short + graphs
-    if len(data) > MAX_FILE:
+    try:
+        short, graphs = pickle.dumps(slim(program)), pickle.dumps(program.src[:2])
+        data = len(short).to_bytes(8, "little") + short + graphs
+    except (RecursionError, MemoryError):  # too deep, or too big, to be kept
+        return
+    if len(data) + 32 > MAX_FILE:
         return
     with contextlib.suppress(OSError):
-        folder().mkdir(parents=True, exist_ok=True)
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not trusted(folder().stat()):
+            return
         handle, temporary = tempfile.mkstemp(dir=folder(), prefix=".new-")
         try:
             with os.fdopen(handle, "wb") as file:

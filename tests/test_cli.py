@@ -121,6 +121,7 @@ def test_doctor(fresh: Run) -> None:
     for what in ("Python", "tinygrad", "llvmlite", "numpy", "CPU", "threads", "device TGX", "hook"):
         assert found[what]["ok"], found[what]
     assert "LLVM" in found["llvmlite"]["detail"] and int(found["threads"]["detail"]) >= 1
+    assert found["program cache"]["ok"]
     assert not found["clang"]["ok"] and found["clang"]["install"]
     assert found["dot"]["ok"] and "graphviz-pure" in found["dot"]["detail"]
     assert "DEV" not in found  # nobody set it

@@ -276,6 +276,42 @@ def _record_reader(kind: type) -> Reader:
 # **** writing ****
 
 
+class OneFile(io.TextIOBase):
+    """A file that a running program's records go to, which must never be the program's trouble:
+    when it cannot be written any more (a full disk), `failed` says why, and the rest is left out.
+
+    Opening it raises OSError, as ever.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.failed = ""
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  (open as long as this is)
+        self._waiting: list[str] = []
+
+    def write(self, text: str) -> int:
+        if not self.failed:
+            self._waiting.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        data = memoryview("".join(self._waiting).encode())
+        self._waiting.clear()
+        try:
+            while data and not self.failed:
+                data = data[self._file.write(data) or 0 :]
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            try:
+                self._file.close()
+            except OSError as error:  # some file systems say only now that they are full
+                self.failed = self.failed or error.strerror or str(error)
+        super().close()
+
+
 class Writer:
     """Appends records to a trace. Every call leaves a file that opens, whatever happens next.
 
@@ -283,7 +319,7 @@ class Writer:
     ``close(complete=True)`` adds the end record.
     """
 
-    def __init__(self, out: IO[str]) -> None:
+    def __init__(self, out: IO[str] | OneFile) -> None:
         self.out, self.records = out, 0
         self._line({"record": MAGIC, "schema": SCHEMA})
         self.out.flush()

@@ -17,11 +17,12 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tgx import codec
+from tgx import codec, settings
 from tgx.errors import TgxError
 from tgx.model import Graph, Kernel, Trace
 from tgx.safe import frame
@@ -67,6 +68,8 @@ class trace:
     ) -> None:
         assert self._session is not None
         stop(self._session, error)
+        if self._session.out.failed:
+            print(f"tgx: the trace ends early: {self._session.out.failed}", file=sys.stderr)
 
     @property
     def trace(self) -> Trace:
@@ -138,6 +141,24 @@ def stop(session: Session, error: BaseException | None) -> None:
         session.stop("exception", error=text, exit_code=1)
 
 
+def complete(session: Session, error: BaseException | None) -> list[str]:
+    """Ends the recording of a whole program and writes its folder; returns sentences about what
+    could not be made. It raises nothing: how a program ends is its own business."""
+    if not session.running:  # a forked child: the folder is its parent's
+        return []
+    problems: list[str] = []
+    try:
+        stop(session, error)
+        problems += write_views(session.trace(), session.folder)
+    except Exception as e:
+        if settings.traceback():
+            raise
+        problems.append(f"the trace is incomplete: {type(e).__name__}: {e}")
+    if session.out.failed:
+        problems.insert(0, f"{codec.FILE_NAME} ends early: {session.out.failed}")
+    return problems
+
+
 # **** the folder ****
 
 
@@ -147,6 +168,16 @@ def write_views(t: Trace, folder: Path) -> list[str]:
 
     problems: list[str] = []
 
+    def write(path: Path, text: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as e:  # a full disk; half a page is worse than none
+            with suppress(OSError):
+                path.unlink()
+            if (problem := f"not all files could be written: {e.strerror}") not in problems:
+                problems.append(problem)
+
     def put(name: str, view: str, **choices: Any) -> None:
         try:
             text = VIEWS[view].render(t, **choices)
@@ -155,16 +186,15 @@ def write_views(t: Trace, folder: Path) -> list[str]:
             if text not in problems:
                 problems.append(text)
             return
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write(folder / name, text)
 
     put("index.html", "html")
     put("timeline.json", "perfetto")
     for name, choices in pictures(t):
         put(f"graphs/{name}.dot", "dot", **choices)
         put(f"graphs/{name}.svg", "svg", **choices)
-    _write_code(t, folder / "kernels")
+    for name, text in code_files(t):
+        write(folder / "kernels" / name, text)
     return problems
 
 
@@ -191,15 +221,13 @@ def pictures(t: Trace) -> Iterable[tuple[str, dict[str, Any]]]:
         yield "memory", {"what": "memory"}
 
 
-def _write_code(t: Trace, folder: Path) -> None:
+def code_files(t: Trace) -> Iterable[tuple[str, str]]:
+    """(file name, text) of what stands in kernels/."""
     for p in t.programs:
         for code in p.code:
-            folder.mkdir(parents=True, exist_ok=True)
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", p.name)[:60] or "kernel"
             suffix = SUFFIXES.get(code.language, "txt")
-            (folder / f"{p.id}-{name}.{code.level}.{suffix}").write_text(
-                code.text, encoding="utf-8"
-            )
+            yield f"{p.id}-{name}.{code.level}.{suffix}", code.text
 
 
 # **** TGX_TRACE ****
@@ -213,8 +241,6 @@ def start_from_environment(module: object = None) -> None:
     """
     import atexit
 
-    from tgx import settings
-
     if settings.count():
         from tgx.adapter.counted import say_if_idle
 
@@ -224,7 +250,11 @@ def start_from_environment(module: object = None) -> None:
         return
     from tgx.adapter.capture import Session
 
-    session = Session(folder, "kernels", _main_program(), tuple(sys.argv[1:])).start()
+    try:
+        session = Session(folder, "kernels", _main_program(), tuple(sys.argv[1:])).start()
+    except OSError as error:
+        print(f"tgx: no trace: cannot write {folder}: {error.strerror}", file=sys.stderr)
+        return
     failure: list[BaseException] = []
     before = sys.excepthook
 
@@ -236,5 +266,5 @@ def start_from_environment(module: object = None) -> None:
 
     @atexit.register
     def finish() -> None:
-        stop(session, failure[0] if failure else None)
-        write_views(session.trace(), session.folder)
+        if problems := complete(session, failure[0] if failure else None):
+            print(f"tgx: trace in {session.folder}", *problems, sep="\n  ", file=sys.stderr)

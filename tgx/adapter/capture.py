@@ -14,10 +14,12 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -85,10 +87,9 @@ class Session:
         compat.check()
         if wrong := boundaries.missing_lines():
             raise compat.refusal("a tinygrad whose scheduler differs: " + "; ".join(wrong))
-        self._temporary = None
         if folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="tgx-trace-")
-            folder = self._temporary.name
+            folder = tempfile.mkdtemp(prefix="tgx-trace-")
+            weakref.finalize(self, _remove, folder, os.getpid())
         self.folder = Path(folder)
         self.level = level
         self.prove = prove  # every boundary, at the end: a replay for each
@@ -129,9 +130,7 @@ class Session:
                 "end the first: leave its `with`, or unset TGX_TRACE",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out = open(  # noqa: SIM115  (open for as long as the recording)
-            self.folder / codec.FILE_NAME, "w", encoding="utf-8", newline="\n"
-        )
+        self.out = codec.OneFile(self.folder / codec.FILE_NAME)
         self.recorder = Recorder(
             codec.Writer(self.out),
             self.marker.origins,
@@ -156,6 +155,13 @@ class Session:
             self.recorder.finish(self, ended, error, exit_code)
         finally:
             self.out.close()
+
+    def leave(self) -> None:
+        """In a forked child: the file is its parent's, the child goes on as if nobody looked."""
+        if self.running:
+            self.running = False
+            self.out.failed = "another process"
+            self._restore()
 
     def _mark_what_exists(self) -> None:
         """What was built before the trace began comes from no line of it; the marks that an earlier
@@ -498,6 +504,12 @@ class Session:
 
 
 # **** helpers ****
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Deletes a temporary folder, at the end of the process that made it; not of a forked child."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _facts() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def compile_kernel(
         program, sight = observed(ast, renderer, level, tg_codegen.to_program)
         fragment = sight.fragment(program)
     path = Path(folder) / f"{os.getpid()}.jsonl"
-    with open(path, "a", encoding="utf-8", newline="\n") as out:
+    # where the disk is full, the kernel is looked at again in the parent
+    with suppress(OSError), open(path, "a", encoding="utf-8", newline="\n") as out:
         out.write(codec.dumps(fragment).replace("\n", "\x00") + "\n")
     return number, program
 

@@ -51,6 +51,7 @@ def examine() -> list[Finding]:
         package("numpy"),
         cpu(),
         threads(),
+        program_cache(),
         tgx_device(),
         hook(),
         clang(),
@@ -117,6 +118,23 @@ def threads() -> Finding:
         return Finding("threads", True, False, str(1 + worker_count()))
     except Exception as error:
         return Finding("threads", False, False, devices.reason(error))
+
+
+def program_cache() -> Finding:
+    try:
+        from tgx.devices import cache
+
+        problem = cache.problem()
+    except Exception as error:
+        return Finding("program cache", False, False, devices.reason(error))
+    return Finding(
+        "program cache",
+        not problem,
+        False,
+        f"{cache.folder()}{': ' if problem else ''}{problem}",
+        "a second run compiles nothing",
+        f"chmod 700 {cache.folder()}    (or set XDG_CACHE_HOME to a folder of yours)",
+    )
 
 
 def tgx_device() -> Finding:

@@ -59,6 +59,14 @@ def install(session: Session) -> Undo:
     return undo
 
 
+def _leave() -> None:
+    if current is not None:
+        current.leave()
+
+
+os.register_at_fork(after_in_child=_leave)
+
+
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
     """Sets an attribute; the result puts the old one back."""
     before = vars(owner)[name]

@@ -36,7 +36,11 @@ def run(options: Options) -> int:
         raise SystemExit(f"tgx: cannot read {words[0]}: there is no such file")
     folder = Path(options.output or Path(words[0]).stem + ".trace").resolve()
     program = words[0] if not options.module else f"-m {words[0]}"
-    session = Session(folder, options.level, program, tuple(words[1:]), options.prove).start()
+    session = Session(folder, options.level, program, tuple(words[1:]), options.prove)
+    try:
+        session.start()
+    except OSError as error:
+        raise SystemExit(f"tgx: cannot write {folder}: {error.strerror}") from None
     failure: BaseException | None = None
     try:
         run_script(options)
@@ -44,8 +48,8 @@ def run(options: Options) -> int:
         failure = error
         raise
     finally:
-        recording.stop(session, failure)
-        problems = recording.write_views(session.trace(), folder)
-        # the script's own output is stdout's
-        print(f"tgx: trace in {folder}", *problems, sep="\n  ", file=sys.stderr)
+        if session.running:  # not in a forked child of the script's
+            problems = recording.complete(session, failure)
+            # the script's own output is stdout's
+            print(f"tgx: trace in {folder}", *problems, sep="\n  ", file=sys.stderr)
     return 0
