@@ -24,6 +24,7 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+from llvmlite.binding.newpassmanagers import NewPassManager
 from tinygrad.device import CompileError, Compiler
 
 from tgx.devices import stacks
@@ -139,7 +140,11 @@ class TGXCompiler(Compiler):
             options = llvm.create_pipeline_tuning_options(speed_level=2)
             options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = True
             builder = llvm.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(module, builder)
+            passes = builder.getModulePassManager()
+            passes.run(module, builder)
+            # llvmlite never frees one (its class finds an empty `_dispose` first): 60 KB a kernel
+            NewPassManager._dispose(passes)
+            passes.detach()
             yield module, machine
 
     def compile(self, src: str) -> bytes:
@@ -164,6 +169,7 @@ class TGXCompiler(Compiler):
         def start(source: str) -> bytes:
             ticket = hashlib.sha256(source.encode()).digest()
             if ticket not in started:
+                make_room()  # here too: a Python thread that starts without memory never says so
                 try:
                     with stacks.large():
                         started[ticket] = thread.submit(self.compile, source)

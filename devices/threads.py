@@ -18,7 +18,7 @@ from importlib.resources import files
 from tinygrad.helpers import NUM_CPU_THREADS, getenv
 
 from tgx.devices import stacks
-from tgx.devices.compiler import Loaded, TGXCompiler
+from tgx.devices.compiler import Loaded, TGXCompiler, make_room
 
 # How often an idle worker looks for work before it sleeps: about 100 µs. Waking one takes 17 µs.
 SPINS = 3000
@@ -73,6 +73,7 @@ class Pool:
         try:
             with stacks.large():
                 for number in range(size):
+                    make_room()  # a thread that starts without memory would never say so
                     threading.Thread(target=runtime.worker, args=(self.address,), daemon=True,
                                      name=f"tgx-{number}").start()
                     self.size += 1

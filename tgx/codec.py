@@ -284,12 +284,12 @@ class OneFile(io.TextIOBase):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.failed = ""
+        self.failed, self._left = "", False
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115  (open as long as this is)
         self._waiting: list[str] = []
 
     def write(self, text: str) -> int:
-        if not self.failed:
+        if not self.failed and not self._left:
             self._waiting.append(text)
         return len(text)
 
@@ -297,10 +297,14 @@ class OneFile(io.TextIOBase):
         data = memoryview("".join(self._waiting).encode())
         self._waiting.clear()
         try:
-            while data and not self.failed:
+            while data and not self.failed and not self._left:
                 data = data[self._file.write(data) or 0 :]
         except OSError as error:
             self.failed = error.strerror or str(error)
+
+    def abandon(self) -> None:
+        """Writes nothing more, and is quiet about it: it is another process's now."""
+        self._left = True
 
     def close(self) -> None:
         if not self.closed:

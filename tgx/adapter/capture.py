@@ -160,7 +160,7 @@ class Session:
         """In a forked child: the file is its parent's, the child goes on as if nobody looked."""
         if self.running:
             self.running = False
-            self.out.failed = "another process"
+            self.out.abandon()
             self._restore()
 
     def _mark_what_exists(self) -> None:
