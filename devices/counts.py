@@ -201,7 +201,7 @@ def register(counter: Counter) -> None:
     """Remembers a kernel, for the table at the end. One that is let go (BEAM's candidates) goes."""
     if not _counters:
         atexit.register(print_table)
-    _counters.append(weakref.ref(counter))
+    _counters.append(weakref.ref(counter, _counters.remove))
 
 
 Launches = Iterable[tuple[Counter, Mapping[str, int]]]  # and the values of their variables

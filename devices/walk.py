@@ -117,6 +117,16 @@ registers together, in which order the loops go, and how the work is cut for thr
 threads of the pool; what is in a chunk is decided by shapes alone, so the result is the same for
 any number of threads. `TinyJit` makes one array of a whole training step (`graph.py`), so that a
 step is a single call.
+
+## 4. What it did
+
+`TGX_COUNT=1` counts the loads, stores, bytes and flops of every kernel, on either path, and models
+the misses of two caches (`counting.py`); `tgx trace` keeps them, buffer by buffer.
+
+On the guide's networks tinygrad estimates that a training step loads and stores 274 MB (MLP) and
+7.1 GB (CNN): TGX moves 54 and 414 MB, because a tile of outputs stays in registers. Of the flops
+6 and 13 % are not needed (taps outside of a padded image; what Adam computes once, not for every
+element), but a cross entropy takes four to seven times its estimate, where an exp is one operation.
 """
 
 FILES = {

@@ -688,6 +688,32 @@ def test_a_traced_script_keeps_its_counts(fresh: Run, tmp_path: Path) -> None:
         assert sum(t.stores for t in traffic.values()) == c.calls * 360
 
 
+SHARDED = """
+from tinygrad import Tensor, TinyJit
+devices = ("TGX:0", "TGX:1")
+x = Tensor.ones(8, 64).contiguous().realize().shard(devices, axis=0).realize()
+w = Tensor.ones(64, 32).contiguous().realize().shard(devices).realize()
+@TinyJit
+def f(x):
+    return (x @ w).realize()
+for i in range(4):
+    y = f(x)
+print(y.numpy().sum())
+"""
+
+
+def test_several_devices_count_together(fresh: Run, tmp_path: Path) -> None:
+    (script := tmp_path / "sharded.py").write_text(SHARDED)
+    done = fresh("-m", "tgx", "trace", "-o", tmp_path / "run", script, DEVICE="TGX", TGX_COUNT="1")
+    assert done.returncode == 0, done.stderr
+    trace = codec.read(tmp_path / "run")
+    found = [c for k in trace.kernels if "matmul" in k.ops and (c := trace.counted(k.id))]
+    assert sum(c.calls for c in found) == 8  # four calls, half of the rows on each device
+    assert sum(c.estimated_flops for c in found) == 4 * 2 * 8 * 64 * 32
+    stores = [t.stores for c in found for t in trace.traffic_of(c.kernel)]
+    assert sum(stores) == 4 * 8 * 32
+
+
 def test_nothing_to_count_is_said(fresh: Run) -> None:
     code = "from tinygrad import Tensor; print((Tensor([1, 2]) + 1).tolist())"
     done = fresh("-c", code, DEVICE="PYTHON", TGX_COUNT="1")

@@ -79,7 +79,10 @@ def small() -> Trace:
         runs=(Run(0, 1.0, 5.0, 0), Run(1, 7.0, 3.0, 0)),
         timings=(Timing(0, 2, 10.0, 4.0, 5.0),),
         counts=(Counts(1, 2, 5),),
-        traffic=(Traffic(1, 0, "", 4, 0, 16, 0, 1, 1), Traffic(1, -1, "tables", 1, 0, 8)),
+        traffic=(
+            Traffic(1, 0, "", 4, 0, 16, 0, 1, 1),
+            Traffic(1, -1, "tables", 1, 0, 8, kind="tables"),
+        ),
         environment=Environment(caches=(Cache("L1", 1024, 2),)),
     )
 
@@ -199,6 +202,8 @@ def test_what_was_counted_must_make_sense() -> None:
         (lambda: Counts(1, 0), "0 calls"),
         (lambda: Counts(1, 1, -1), "negative"),
         (lambda: Traffic(1), "without a name"),
+        (lambda: Traffic(1, -1, "x", kind="soup"), "expected one of buffer, copies, tables"),
+        (lambda: Traffic(1, 0, kind="tables"), "tables in a buffer"),
         (lambda: Traffic(1, 0, loads=-1), "negative"),
         (lambda: Traffic(1, 0, loads=4, loaded=3), "elements of 0 B"),
         (lambda: Traffic(1, 0, l1_misses=1, l2_misses=2), "more misses"),

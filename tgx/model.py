@@ -45,6 +45,7 @@ values."""
 
 KERNEL_KINDS = ("kernel", "copy", "view", "graph", "custom")
 BUFFER_KINDS = ("input", "output", "intermediate", "arena", "constant")
+TRAFFIC_KINDS = ("buffer", "copies", "tables")
 GRAPH_KINDS = ("lazy", "schedule", "ast", "uops", "table")
 LOOP_KINDS = (
     "global",
@@ -673,8 +674,9 @@ class Counts:
 class Traffic:
     """What the counted launches of a kernel did with one piece of memory, together.
 
-    It is a ``buffer``, or what the device itself put beside the buffers (``buffer`` -1, ``name``
-    says what: packed copies, constant tables). ``loads`` and ``stores`` are elements, ``loaded``
+    It is a ``buffer`` of the kernel's (-1 with a ``name``: one that lies on several devices), or,
+    by ``kind``, what the device put beside them: "copies" of parts of them, packed for speed, and
+    constant "tables". ``loads`` and ``stores`` are elements, ``loaded``
     and ``stored`` bytes; misses are lines that the model's caches did not have.
     """
 
@@ -687,9 +689,12 @@ class Traffic:
     stored: int = 0
     l1_misses: int = 0
     l2_misses: int = 0
+    kind: str = "buffer"
 
     def __post_init__(self) -> None:
         what = f"traffic of kernel {self.kernel}"
+        _one_of(f"{what}: kind", self.kind, TRAFFIC_KINDS)
+        _check(self.kind == "buffer" or self.buffer == -1, f"{what}: {self.kind} in a buffer")
         _check(self.buffer != -1 or bool(self.name), f"{what}: of no buffer, and without a name")
         _check(min(self.loads, self.stores, self.l2_misses) >= 0, f"{what}: negative")
         _check(self.loads <= self.loaded and self.stores <= self.stored, f"{what}: elements of 0 B")

@@ -16,6 +16,9 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tgx import model
 
+KINDS = {"packed copies": "copies", "constant tables": "tables"}
+"""What TGX puts beside a kernel's buffers, by its name there."""
+
 
 def counts_module() -> Any:
     """`tgx.devices.counts`, if any kernel of this process counts."""
@@ -61,7 +64,9 @@ class Ledger:
         self.of[kernel] = counts if known is None else known.plus(counts)
         self.programs[kernel] = program
 
-    def records(self, arguments: Mapping[int, Sequence[int]]) -> Iterator[tuple[str, Any]]:
+    def records(
+        self, kernels: Mapping[int, model.Kernel], arguments: Mapping[int, Sequence[int]]
+    ) -> Iterator[tuple[str, Any]]:
         """(table, record) pairs. `arguments` has each kernel's buffers, in the order of its slots;
         -1 is one that lies on several devices."""
         for kernel, c in sorted(self.of.items()):
@@ -77,6 +82,8 @@ class Ledger:
                 slot = slots[m.word] if m.word >= 0 else -1
                 own = arguments.get(kernel, ())
                 buffer = own[slot] if 0 <= slot < len(own) else -1
+                known = (*kernels[kernel].reads, *kernels[kernel].writes)
+                buffer = buffer if buffer in known else -1
                 yield (
                     "traffic",
                     model.Traffic(
@@ -89,6 +96,7 @@ class Ledger:
                         m.stored,
                         m.l1,
                         m.l2,
+                        KINDS.get(m.name, "buffer"),
                     ),
                 )
 

@@ -404,7 +404,7 @@ class Recorder:
         for number in sorted(self.changed):
             self.waiting.append(("schedules", self.schedules[number]))
         self.waiting += [("timings", t) for t in session.timings()]
-        self.waiting += session.ledger.records(self.arguments)
+        self.waiting += session.ledger.records(self.kernels, self.arguments)
         self.waiting += [("memory", m) for m in session.memory]
         self.waiting += [("events", e) for e in session.events]
         self.waiting += [("files", f) for f in self._file_texts()]

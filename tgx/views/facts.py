@@ -116,6 +116,7 @@ def counts_facts(trace: Trace, kernel: int) -> dict[str, Any] | None:
             {
                 "buffer": t.buffer if t.buffer != -1 else None,
                 "name": t.name or trace.buffer(t.buffer).name,
+                "kind": t.kind,
                 "loads": t.loads,
                 "stores": t.stores,
                 "loaded": t.loaded,

@@ -118,7 +118,7 @@ def _kernels(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
 def _counts(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
     """What one launch of each kernel did, counted, beside tinygrad's estimates."""
     def moved(k: Kernel) -> int:
-        return sum(t.loaded + t.stored for t in trace.traffic_of(k.id))
+        return sum(t.loaded + t.stored for t in trace.traffic_of(k.id) if t.kind == "buffer")
 
     counted = [(k, c) for k in kernels if (c := trace.counted(k.id)) is not None]
     shown = {k.id for k, _ in sorted(counted, key=lambda kc: -moved(kc[0]))[:rows]}
@@ -135,7 +135,7 @@ def _counts(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
 
 def _counts_row(trace: Trace, k: Kernel, c: Counts) -> tuple[str, ...]:
     traffic, n = trace.traffic_of(k.id), c.calls
-    own = [t for t in traffic if t.buffer != -1]
+    own = [t for t in traffic if t.kind == "buffer"]
     loaded, stored = sum(t.loaded for t in own), sum(t.stored for t in own)
     return (
         str(k.id), words.line(k.name, 42), words.number(c.flops / n),
@@ -159,7 +159,7 @@ def _counted_by(trace: Trace) -> str:
 def _counted_kernel(trace: Trace, c: Counts) -> list[str]:
     """All that was counted of one kernel, and of each of its buffers."""
     traffic, n = trace.traffic_of(c.kernel), c.calls
-    own = [t for t in traffic if t.buffer != -1]
+    own = [t for t in traffic if t.kind == "buffer"]
     moved = sum(t.loaded + t.stored for t in own)
 
     def fact(name: str, value: float, estimate: float, show: Callable[[float], str]) -> str:

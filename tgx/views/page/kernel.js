@@ -117,7 +117,7 @@ const tabContent = { __proto__: null,
 function counted(k) {
   const c = T.counts.get(k.id);
   if (!c) return null;
-  const traffic = T.trafficOf.get(k.id) ?? [], n = c.calls, own = traffic.filter((t) => t.buffer >= 0);
+  const traffic = T.trafficOf.get(k.id) ?? [], n = c.calls, own = traffic.filter((t) => t.kind === "buffer");
   const moved = own.reduce((sum, t) => sum + t.loaded + t.stored, 0);
   const whole = (x) => Math.round(x).toLocaleString("en"), few = (x) => scaled(x, 1000, ["", "k", "M", "G", "T"]).trim(), times = (x, of) => (of > 0 ? +(x / of).toPrecision(3) + "×" : "");
   const beside = (x, estimate, show) => (estimate >= 0 ? el("small", {}, ` tinygrad estimates ${show(estimate / n)}${estimate > 0 ? ": " + times(x, estimate) : ""}`) : "");
