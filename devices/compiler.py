@@ -206,6 +206,11 @@ class TGXCompiler(Compiler):
         with llvm.parse_assembly(module, context=llvm.create_context()) as parsed:
             return str(self.target_machine().emit_assembly(parsed))
 
+    def text_of(self, bitcode: bytes) -> str:
+        """A module's IR from its bitcode."""
+        with llvm.parse_bitcode(bitcode, context=llvm.create_context()) as parsed:
+            return str(parsed)
+
     def optimized_ir(self, source: str) -> str:
         """`source` after LLVM's passes."""
         with self.optimized(source) as (module, _):

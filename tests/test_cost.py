@@ -27,6 +27,8 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {
     **os.environ, "DEV": "TGX", "PARALLEL": "0", "CACHELEVEL": "0",
     "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
+    # Python keeps what it compiled of tgx, as it does for whoever has installed it
+    "PYTHONDONTWRITEBYTECODE": "",
 }  # fmt: skip
 
 # CPU seconds of a run, from when tinygrad and its device are there to when trace.jsonl is whole

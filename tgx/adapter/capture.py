@@ -405,16 +405,17 @@ class Session:
 
     def run(self, original: Callable[..., Any], linear: UOp, *args: Any, **kwargs: Any) -> Any:
         """`run_linear`, with each kernel timed."""
+        if time.perf_counter() - self.flushed > FLUSH_EVERY:
+            self._flush_runs()
         plan = self.plans.get(linear)
-        kwargs["wait"] = True
-        if plan is not None and plan.jit and plan.expanded is not None:
+        if plan is not None and plan.expanded is not None:
             plan.runs += 1
-            if plan.runs <= TIMED_JIT_CALLS or self.ledger.counting:
-                linear = plan.expanded
-            elif plan.expanded is not linear:
+            timed = plan.runs <= TIMED_JIT_CALLS or self.ledger.counting
+            if not timed and plan.expanded is not linear:
                 self.untimed += 1
-                kwargs["wait"] = False
-                plan = None
+                return original(linear, *args, **kwargs)  # as it would run unobserved
+            linear = plan.expanded
+        kwargs["wait"] = True
         started = self.now()
         if plan is not None:
             plan.realizes = [
@@ -433,8 +434,6 @@ class Session:
                     self.plans.pop(linear, None)
             if self.recorder.fresh:
                 self.recorder.flush()
-            if time.perf_counter() - self.flushed > FLUSH_EVERY:
-                self._flush_runs()
 
     def launched(self, ctx: Any, call: UOp, st: Any, ets: list[float | None]) -> None:
         """`track_stats`: one call of a linear has been executed."""

@@ -17,7 +17,7 @@ import os
 import sys
 import sysconfig
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 MARK = "_tgx_mark"
 WALK = "_tgx_walk"  # a node of a backward walk, see tgx.adapter.gradients
@@ -27,8 +27,7 @@ Marks = tuple[int, ...]
 MOST_MARKS = 64  # lines that may share one node: every call of rand shares its key
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """One frame of a stack. Columns are 0-based and -1 where Python does not know them."""
 
     path: str

@@ -50,7 +50,7 @@ class Recorder:
         self.graphs = self.boundaries = self.pass_count = 0
         self.rules: dict[tuple[str, int], int] = {}
         self.seen: set[int] = set()  # programs whose compiling was observed
-        self.optimized: dict[str, str] = {}  # TGX's IR -> the same, optimised
+        self.optimized: dict[str, bytes] = {}  # TGX's IR -> the same, optimised, as bitcode
         self.sights: dict[UOp, Sight] = {}  # by the program's LINEAR, until it runs
         self.changed: set[int] = set()
         # boundary -> what to reverse to prove it, see tgx.adapter.proof
@@ -134,9 +134,11 @@ class Recorder:
     def flush(self) -> None:
         """Writes what other records already refer to."""
         self.fresh = False
-        if self.waiting:
-            waiting, self.waiting = self.waiting, []
-            self.writer.bundle(waiting)
+        latest: dict[tuple[str, int], Any] = {}  # of what changed while it waited, the last
+        for table, record in self.waiting:
+            latest[table, getattr(record, "id", len(latest))] = record
+        self.waiting = []
+        self.writer.bundle((table, record) for (table, _), record in latest.items())
 
     # **** graphs ****
 
@@ -276,10 +278,13 @@ class Recorder:
             self.changed.add(schedule)
 
     def place_buffer(self, buffer: int, arg: UOp, arenas: dict[UOp, int]) -> None:
-        view = arg.contiguous_view() if arg.op in (Ops.SHRINK, Ops.BITCAST) else None
-        if view is None or buffer < 0 or self.buffers[buffer].kind != "intermediate":
+        if buffer < 0 or self.buffers[buffer].kind != "intermediate":
             return
-        base, offset = view
+        # what tinygrad's memory planner writes: bytes of an arena, as another type
+        place = arg.src[0] if arg.op is Ops.BITCAST else arg
+        if place.op is not Ops.SHRINK or place.src[0].op is not Ops.BUFFER:
+            return
+        base, ((offset, _),) = place.src[0], place.marg
         old = self.buffers[buffer]
         if base not in arenas:
             arenas[base] = len(self.buffers)
