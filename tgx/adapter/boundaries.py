@@ -467,6 +467,7 @@ def deciding(decisions: Decisions) -> Iterator[Decisions]:
         yield decisions
     finally:
         _deciding.pop()
+        decisions.follow.watch = None  # a circle: all it noted would wait for the collector
         indexing.IndexingContext, rangeify.pm_remove_bufferize = saved
 
 

@@ -206,7 +206,7 @@ class Session:
         self.functions = False  # are some of its values results of precompiled functions?
         asked = marker.origins.here(3)
         stores: dict[UOp, str] = {}
-        follow.watch = functools.partial(self._output_rule, follow, stores)
+        follow.watch = functools.partial(self._output_rule, stores)
         follow.carried.append(stores)
         with following(follow):
             call, becomes = original(big_sink)
@@ -219,7 +219,6 @@ class Session:
 
     def _output_rule(
         self,
-        follow: Follow,
         stores: dict[UOp, str],
         old: UOp,
         new: UOp,

@@ -12,6 +12,7 @@ sees each pair of forward and gradient node at no cost of understanding the rule
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import linecache
 import os
 import sys
@@ -143,7 +144,6 @@ class Origins:
         self._gradients: dict[tuple[int, int], int] = {}
         # codes are told apart by id, which only means something while they live
         self._alive: dict[int, CodeType] = {}
-        self._positions: dict[int, list[tuple[Any, ...]]] = {}
         self._places: dict[tuple[int, int], Place] = {}
         self._kinds: dict[str, str] = {}
         self.unknown = self._new("unknown", "data", (), (), -1)
@@ -211,15 +211,8 @@ class Origins:
         found = self._places.get((id(code), frame.f_lasti))
         if found is not None:
             return found
-        if id(code) not in self._positions:
-            self._alive[id(code)] = code
-            self._positions[id(code)] = list(code.co_positions())
-        spots = self._positions[id(code)]
-        at = frame.f_lasti // 2
-        line, end_line, column, end = spots[at] if at < len(spots) else (None,) * 4
-        if line is None or line != end_line or column is None or end is None:
-            column = end = -1
-        found = Place(code.co_filename, frame.f_lineno, code.co_qualname, column, end)
+        self._alive[id(code)] = code
+        found = Place(code.co_filename, frame.f_lineno, code.co_qualname, *_columns(frame))
         self._places[id(code), frame.f_lasti] = found
         return found
 
@@ -282,17 +275,25 @@ def _optimizer_name(frame: FrameType) -> str:
     return kind.lower() if kind != "Optimizer" else ""
 
 
+def _columns(frame: FrameType) -> tuple[int, int]:
+    """Of the expression a frame is in, on its line; (-1, -1) where Python does not know, or where
+    it has several lines."""
+    # one by one: a list of them all would be ten thousand tuples for a small program
+    positions = itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
+    line, end_line, column, end = next(positions, (None,) * 4)
+    if line is None or line != end_line or column is None or end is None:
+        return -1, -1
+    return column, end
+
+
 def _called_name(frame: FrameType | None) -> str:
     """What the caller calls the thing it calls: ``conv1`` where the line says ``self.conv1(x)``."""
     if frame is None:
         return ""
-    code = frame.f_code
-    spots = list(code.co_positions())
-    at = frame.f_lasti // 2
-    line, end_line, column, end = spots[at] if at < len(spots) else (None,) * 4
-    if line is None or line != end_line or column is None or end is None:
+    column, end = _columns(frame)
+    if column < 0:
         return ""
-    text = linecache.getline(code.co_filename, line)
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     # columns count bytes
     expression = text.encode()[column:end].decode("utf-8", "replace")
     name, _, _ = expression.partition("(")

@@ -67,9 +67,10 @@ class Follow:
         self.watch: Callable[[UOp, UOp, list[UOp], Any, Any], None] | None = None
 
     def get(self, node: UOp) -> Tokens | None:
-        for layer in reversed(self.layers):
-            found = layer.get(node)
-            if found is not None:
+        if (found := self.layers[-1].get(node)) is not None:
+            return found
+        for layer in self.layers[-2::-1]:
+            if (found := layer.get(node)) is not None:
                 return found
         return node.__dict__.get(MARK) if self.marks else None
 
