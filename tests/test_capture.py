@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -16,8 +17,10 @@ from tinygrad.helpers import Context
 from tinygrad.uop.ops import PatternMatcher, UOp
 
 import tgx
-from tgx import codec
-from tgx.adapter import hooks
+from tgx import codec, model
+from tgx.adapter import capture, hooks
+from tgx.adapter.origins import Origins
+from tgx.adapter.writing import Recorder
 from tgx.model import Trace
 from tgx.passes.replay import replay
 
@@ -126,6 +129,40 @@ def test_times_are_the_devices_own(jitted: Trace) -> None:
         assert timing is not None and timing.calls >= 1 and timing.min_us >= 0
     ran = [p for p in jitted.programs if p.flops > 0]
     assert len(ran) > len(jitted.programs) // 2
+
+
+def test_a_captured_step_goes_its_short_way_once_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TGX runs all batches of a step as one native call; so it does while a recording goes on."""
+    from tgx.devices import graph
+
+    called = []
+    plain = graph.Step.__call__
+    monkeypatch.setattr(
+        graph.Step, "__call__", lambda self, *a: (called.append(self), plain(self, *a))[1]
+    )
+    monkeypatch.setattr(capture, "TIMED_JIT_CALLS", 2)
+    with Context(DEV="TGX"), tgx.trace() as t:
+        train(8, jit=True)
+    # 7 executions: 2 timed, one that makes the batches, and these
+    assert len(called) == 4
+    step = next(s for s in t.trace.schedules if s.jit == "step" and len(s.kernels) > 10)
+    assert {t.trace.timing(k).calls for k in step.kernels} == {2}
+    assert any(text.startswith("5 later executions") for text in t.trace.environment.missing)
+
+
+def test_of_what_changes_before_it_is_written_only_the_last_is_written() -> None:
+    out = io.StringIO()
+    recorder = Recorder(codec.Writer(out), Origins(), model.Environment(), "")
+    first, last = model.Program(0, "kernel"), model.Program(0, "kernel", compile_us=3.0)
+    runs = [("memory", model.MemoryEvent(float(i), "TGX", 4, 4)) for i in range(3)]
+    recorder.waiting += [("programs", first), *runs, ("programs", last), *runs]
+    recorder.flush()
+    recorder.writer.close()
+    trace = codec.loads(out.getvalue())
+    assert trace.programs == (last,) and len(trace.memory) == 6
+    assert recorder.writer.records == 1 + 1 + 6  # the environment, a program, and the rest
 
 
 def test_the_planner_says_what_it_reuses(jitted: Trace) -> None:

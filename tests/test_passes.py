@@ -9,11 +9,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import traces
-from tgx.model import Buffer, Graph, Kernel, Node, Origin, Schedule, Timing, Trace
-from tgx.passes import cluster, collapse, costs, select, uops
+from tgx.model import Buffer, File, Frame, Graph, Kernel, Node, Origin, Schedule, Timing, Trace
+from tgx.passes import cluster, collapse, costs, places, select, uops
 from tgx.passes.match import compared, match
 
 pytestmark = pytest.mark.pure
+
+
+# **** places ****
+
+
+def test_a_gradients_place_is_its_forward_operations() -> None:
+    trace = Trace(
+        files=(File(0, "f.py"),),
+        frames=(Frame(0, 0, 3), Frame(1, 0, 7)),
+        origins=(
+            Origin(0, "sin", 0),
+            Origin(1, "sin", 1, "backward", 0),
+            Origin(2, "sin", 1, "backward", 1),  # differentiated twice
+            Origin(3, "add"),
+        ),
+    )
+    assert [places.origin_place(trace, o) for o in (0, 1, 2)] == ["f.py:3"] * 3
+    assert places.origin_place(trace, 3) == places.origin_place(trace, -1) == ""
 
 
 # **** select ****

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from tgx.model import Graph, Kernel, Node, Trace
+from tgx.passes.places import forward_of, origin_place
 
 LIMIT = 60
 """No picture opens on more boxes than this."""
@@ -217,12 +218,6 @@ def constant_text(graph: Graph, i: int, depth: int = 3) -> str:
     return parts[0] if len(src) == 1 else f"({', '.join(parts)})"
 
 
-def origin_place(trace: Trace, origin: int) -> str:
-    """Where an operation stands in the user's code; a gradient's is its forward operation's."""
-    o = trace.origin(origin)
-    return trace.place(trace.origin(o.forward).frame if o.forward != -1 else o.frame)
-
-
 def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
     """Keys for a graph's nodes: the user's line for a Tensor graph, the sort and Tensor operation
     for one kernel's; then the call of the operation, and what it is made of."""
@@ -247,8 +242,7 @@ def node_keys(graph: Graph, trace: Trace | None = None) -> list[Key]:
         if trace is None or not n.origins:
             return sort_of(n)
         o = trace.origin(n.origins[0])
-        frame = trace.origin(o.forward).frame if o.forward != -1 else o.frame
-        where = texts.get(frame) or call(i)
+        where = texts.get(forward_of(trace, o.id).frame) or call(i)
         return PHASE_MARK[o.phase] + where
 
     if graph.kind == "lazy" and trace is not None:

@@ -21,6 +21,7 @@ from tgx.model import (
     Walk,
     WalkOperation,
 )
+from tgx.passes.places import origin_place
 
 WRONG = 1e-3  # a check that is further off than this is told
 COARSE = {"float16": 2e-2, "bfloat16": 1e-1}  # where a walk computes in fewer bits
@@ -92,15 +93,6 @@ def _constant(text: str) -> str:
 def place(trace: Trace, step: GradientStep) -> str:
     """The user's line that a step's forward operation comes from: ``mlp.py:12``."""
     return origin_place(trace, step.origin)
-
-
-def origin_place(trace: Trace, origin: int) -> str:
-    if origin < 0:
-        return ""
-    o = trace.origin(origin)
-    while o.phase == "backward" and o.forward >= 0:
-        o = trace.origin(o.forward)
-    return trace.place(o.frame)
 
 
 def rule_text(trace: Trace, step: GradientStep) -> tuple[str, str]:

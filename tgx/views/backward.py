@@ -13,7 +13,7 @@ from typing import Any
 
 from tgx.errors import BadInput
 from tgx.model import Check, Contribution, GradientStep, Trace, Value, Walk, WalkOperation
-from tgx.passes import walks
+from tgx.passes import places, walks
 from tgx.safe import to_json
 from tgx.views import words
 
@@ -92,9 +92,7 @@ def spot(trace: Trace, origin: int) -> str:
     """The place of a forward operation: ``mlp.py:12``, or the part of an expression."""
     if origin < 0:
         return ""
-    o = trace.origin(origin)
-    while o.phase == "backward" and o.forward >= 0:
-        o = trace.origin(o.forward)
+    o = places.forward_of(trace, origin)
     if o.frame < 0:
         return ""
     frame = trace.frame(o.frame)
@@ -350,7 +348,7 @@ def _walk(trace: Trace, walk: Walk) -> dict[str, Any]:
             {
                 "name": o.name,
                 "op": o.op,
-                "line": walks.origin_place(trace, o.origin),
+                "line": places.origin_place(trace, o.origin),
                 "steps": list(o.steps),
                 "upstream": _value(walk.value(o.upstream)),
                 "gradients": [

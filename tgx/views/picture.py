@@ -23,6 +23,7 @@ from itertools import pairwise
 from tgx.errors import BadInput
 from tgx.model import Boundary, Buffer, Graph, Kernel, Node, Pass, Schedule, Trace
 from tgx.passes import cluster, collapse, costs, select, uops
+from tgx.passes.places import origin_place
 from tgx.views import lanes, words
 from tgx.views.lanes import Places
 
@@ -380,7 +381,7 @@ def node_box(
     about = " ".join(t for t in (n.dtype, n.shape) if t)
     if consts:
         about = f"{about} with {', '.join(consts[:3])}".strip()
-    places = list(dict.fromkeys(cluster.origin_place(trace, o) for o in n.origins))
+    places = list(dict.fromkeys(origin_place(trace, o) for o in n.origins))
     origin = " ".join(t for t in (n.tensor_op, ", ".join(p for p in places[:2] if p)) if t)
     phase = n.phase or next((trace.origin(o).phase for o in n.origins), "")
     return Box(
