@@ -182,6 +182,13 @@ def test_sentences_name_lines_and_what_would_fuse() -> None:
     assert graph[b.nodes[0]].op == "REDUCE"
 
 
+@pytest.mark.parametrize("reason", ["reduce-broadcast", "elementwise-broadcast"])
+def test_a_broadcast_names_what_spreads_the_value(reason: str) -> None:
+    _, trace = record(CASES[reason][0])
+    (b,) = [b for b in trace.boundaries if b.reason == reason]
+    assert b.readers and "mul (tests/test_boundaries.py:" in b.because
+
+
 def test_rows_of_the_table_stand_in_the_installed_tinygrad() -> None:
     assert boundaries.missing_lines() == []
     assert {reason for _, _, reason in LINES} - {"broadcast"} <= set(REASONS)

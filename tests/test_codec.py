@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -139,8 +140,13 @@ def test_a_bomb_is_not_unpacked() -> None:
     squeeze = zlib.compressobj()
     data = b"".join(squeeze.compress(bytes(2**20)) for _ in range(64)) + squeeze.flush()
     line = {"record": "bundle", "size": 100, "data": base64.b64encode(data).decode()}
-    with pytest.raises(TraceError, match="another size"):
-        codec.loads(HEADER + json.dumps(line) + "\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceError, match="another size"):
+            codec.loads(HEADER + json.dumps(line) + "\n")
+        assert tracemalloc.get_traced_memory()[1] < 2**22, "it was unpacked before it was refused"
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_line_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,8 +307,10 @@ def test_strides_flips_and_transposes() -> None:
         np.testing.assert_array_equal(got, want)
 
 
-def test_updates_in_place() -> None:
-    x, g = random(3000), random(3000)
+@pytest.mark.parametrize("size", [3000, 1_000_000])
+def test_updates_in_place(size: int) -> None:
+    """The larger one in several chunks: an element that two of them update is wrong."""
+    x, g = random(size), random(size)
     t, h = tgx(x), tgx(g)
     t.assign(t * 0.9 + h * 0.1).realize()
     close(t, x * np.float32(0.9) + g * np.float32(0.1))

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Device, Tensor, TinyJit, Variable, dtypes
+from tinygrad import Device, Tensor, TinyJit, Variable, codegen, dtypes
 from tinygrad.device import Buffer, BufferSpec, CompileError
 from tinygrad.helpers import Context, Target
 from tinygrad.uop.ops import KernelInfo, Ops, UOp
@@ -46,9 +47,23 @@ def child(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 # ***************************** arithmetic *****************************
 
+@pytest.fixture(params=["1", "0"], ids=["tile", "loops"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Once by the tile path, which takes most kernels, once the ordinary way, UOp by UOp: each has
+    rows of its own for every operation."""
+    monkeypatch.setenv("TGX_FAST", request.param)
+    cache = dict(codegen.to_program_cache)
+    codegen.to_program_cache.clear()
+    yield
+    codegen.to_program_cache.clear()
+    codegen.to_program_cache.update(cache)
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, np.bool_])
 def test_arithmetic_of_every_type_equals_numpy(dtype: type) -> None:
     a, b = some(dtype), some(dtype)
+    b[:5] = a[:5]  # less is not equal
     x, y = tgx(a), tgx(b)
     tolerance = {np.float16: 2e-3, np.float32: 1e-6, np.float64: 1e-12}.get(dtype, 0)
     with np.errstate(over="ignore"):
@@ -60,7 +75,7 @@ def test_arithmetic_of_every_type_equals_numpy(dtype: type) -> None:
             pairs += [(x + y, a + b), (x - y, a - b)]
         if dtype in INTEGERS:
             pairs += [(x & y, a & b), (x | y, a | b), (x ^ y, a ^ b), (x << 3, a << dtype(3)),
-                      (x >> 2, a >> dtype(2))]
+                      (x >> 2, a >> dtype(2)), (x // 3, a // dtype(3)), (x % 3, a % dtype(3))]
     for got, expected in pairs:
         np.testing.assert_allclose(got.numpy(), expected, rtol=tolerance, atol=tolerance)
 
@@ -76,6 +91,7 @@ def test_integer_division_never_kills_the_process(dtype: type) -> None:
     assert quotient[0] == 0
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("new", INTEGERS)
 def test_float_to_integer_casts_equal_numpy_in_range_and_wrap_below_zero(new: type) -> None:
     low = max(-100, np.iinfo(new).min)
@@ -85,17 +101,29 @@ def test_float_to_integer_casts_equal_numpy_in_range_and_wrap_below_zero(new: ty
     assert tgx(np.array([-1.0], np.float32)).cast(dtypes.uint8).item() == 255
 
 
+@pytest.mark.usefixtures("path")
+def test_a_narrow_number_keeps_its_sign() -> None:
+    signed, unsigned = np.array([-5, 7, -128, 127], np.int8), np.array([0, 200, 255], np.uint8)
+    for a in (signed, unsigned):
+        for new in (np.int16, np.int32, np.int64, np.float32, np.uint64):
+            got = tgx(a).cast(getattr(dtypes, np.dtype(new).name)) + 0
+            np.testing.assert_array_equal(got.numpy(), a.astype(new))
+
+
+@pytest.mark.usefixtures("path")
 def test_casts_out_of_range_are_defined() -> None:
     big = tgx(np.array([np.inf, -np.inf, np.nan, 1e30], np.float32))
     assert big.cast(dtypes.int64).tolist()[:3] == [2**63 - 1, -(2**63), 0]
 
 
+@pytest.mark.usefixtures("path")
 def test_max_lets_nan_win_like_numpy() -> None:
     a = np.array([1.0, np.nan, -3.0], np.float32)
     np.testing.assert_array_equal(tgx(a).maximum(2.0).numpy(), np.maximum(a, 2.0))
     assert math.isnan(tgx(a).max().item())
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions_agree_with_numpy(dtype: type) -> None:
     a = np.abs(some(dtype, 101)) + dtype(0.1)
@@ -125,7 +153,8 @@ def test_reductions_of_long_rows_and_columns() -> None:
     np.testing.assert_array_equal(tgx(a).argmax(1).numpy(), a.argmax(1))
 
 
-def test_gated_loads_never_read_out_of_bounds() -> None:
+@pytest.mark.parametrize("fast", ["1", "0"], ids=["tile", "loops"])
+def test_gated_loads_never_read_out_of_bounds(fast: str) -> None:
     """The last page of the buffer borders on one that must not be touched."""
     code = """
 import ctypes, mmap, numpy as np
@@ -146,7 +175,7 @@ assert x.reshape(1, 1, 3, 11).max_pool2d(3, 1, padding=1).numpy().max() == n - 1
 assert (x.sum(0).numpy() == a.sum(0)).all() and (x @ x.T).numpy().sum() == (a @ a.T).sum()
 print("done")
 """
-    done = child(code)
+    done = child(code, TGX_FAST=fast)
     assert done.returncode == 0 and "done" in done.stdout, done.stderr
 
 
@@ -260,12 +289,14 @@ def test_graph_takes_new_inputs_every_call() -> None:
 
     @TinyJit
     def f(x: Tensor) -> Tensor:
-        return ((x @ w).relu().contiguous() @ w).realize()
+        return ((x @ w).relu().contiguous() @ w + x).realize()
 
+    kept = []  # else the next input may come to lie where the last one lay
     for _ in range(6):
         a = rng.standard_normal((5, 6)).astype(np.float32)
-        expected = np.maximum(a @ w.numpy(), 0) @ w.numpy()
-        np.testing.assert_allclose(f(tgx(a).realize()).numpy(), expected, rtol=1e-4, atol=1e-5)
+        kept.append(tgx(a).realize())
+        expected = np.maximum(a @ w.numpy(), 0) @ w.numpy() + a
+        np.testing.assert_allclose(f(kept[-1]).numpy(), expected, rtol=1e-4, atol=1e-5)
     assert [c.src[0].arg for c in f.captured.linear.src if c.src[0].op is Ops.CUSTOM_FUNCTION] \
         == ["graph"], "the captured batch did not become one native call"
 

@@ -55,6 +55,13 @@ def test_a_load_that_is_not_said_is_unknown_and_not_zero() -> None:
     assert "NC" not in dict(parse_line(list(LINES.values())[7]).rails)
 
 
+def test_a_rail_may_be_told_in_watts() -> None:
+    found = parse_line("RAM 1/2MB VDD_IN 5.2W/4.1W VDD_SOC 900mW/800mW")
+    assert dict(found.rails) == {
+        "VDD_IN": tegra.Rail(5200, pytest.approx(4100)), "VDD_SOC": tegra.Rail(900, 800),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "line",
     ["", "tegrastats: command not found", "GPU busy 40 percent, 612 MHz", "GR3D: 40%", "\x00\xff",
