@@ -147,8 +147,9 @@ def test_small_floats_round_trip_through_memory(dtype: dtypes) -> None:
 def test_reductions_of_long_rows_and_columns() -> None:
     a = rng.standard_normal((311, 257)).astype(np.float32)
     for axis in (0, 1, None):
-        np.testing.assert_allclose(tgx(a).sum(axis).numpy(), a.sum(axis, dtype=np.float64),
-                                   rtol=2e-5, atol=2e-4)
+        expected = a.sum(axis, dtype=np.float64)
+        near = 4e-6 * (a.size / expected.size) ** 0.5  # the terms are about 1, the sum may be 0
+        np.testing.assert_allclose(tgx(a).sum(axis).numpy(), expected, rtol=2e-5, atol=near)
         np.testing.assert_array_equal(tgx(a).max(axis).numpy(), a.max(axis))
     np.testing.assert_array_equal(tgx(a).argmax(1).numpy(), a.argmax(1))
 

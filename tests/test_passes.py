@@ -278,6 +278,15 @@ def test_what_only_one_trace_has_is_added_or_removed() -> None:
     assert match(Trace(), trace).added == tuple(k.id for k in trace.kernels)
 
 
+def test_a_kernel_that_computes_something_else_is_no_change_of_it() -> None:
+    trace = traces.mlp_step()
+    without = {i: select.select(trace, kernels=[k.id for k in trace.kernels if k.id != i])
+               for i in (1, 2)}  # fmt: skip
+    got = match(without[1], without[2])  # a linear layer, and a loss
+    assert (got.added, got.removed) == ((1,), (2,))
+    assert {p.how for p in got.pairs} == {"same"}
+
+
 def test_a_program_written_as_a_whole_is_drawn_by_its_ast() -> None:
     """TGX's tile path leaves one CUSTOM node; what the kernel computes is in its AST."""
     trace = traces.mlp_step()
