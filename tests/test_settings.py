@@ -22,6 +22,7 @@ def test_defaults() -> None:
     assert settings.given() == {} and settings.strangers() == []
     assert settings.requested_device() == ("", "")
     assert settings.fast() and settings.trace_dir() == "" and not settings.traceback()
+    assert not settings.count()
 
 
 def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +38,17 @@ def test_a_flag_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         settings.fast()
     assert str(caught.value).splitlines()[0] == "TGX_FAST=no"
     assert "expected: 0 or 1" in str(caught.value) and "unset TGX_FAST" in str(caught.value)
+
+
+def test_counting_and_checking_are_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TGX_COUNT", "1")
+    monkeypatch.setenv("TGX_CHECK", "0")
+    assert settings.count()
+    monkeypatch.setenv("TGX_CHECK", "memory")
+    with pytest.raises(errors.BadSetting, match="TGX_COUNT=1 and TGX_CHECK=memory together"):
+        settings.count()
+    monkeypatch.setenv("TGX_COUNT", "0")
+    assert not settings.count()
 
 
 def test_a_misspelt_variable_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,17 @@ def fast() -> bool:
 
 
 def count() -> bool:
-    return flag("TGX_COUNT")
+    """Not together with TGX_CHECK: a kernel is rewritten for one of the two."""
+    wanted, checked = flag("TGX_COUNT"), os.environ.get("TGX_CHECK", "")
+    if wanted and checked not in ("", "0"):
+        from tgx.errors import BadSetting
+
+        raise BadSetting(
+            f"TGX_COUNT=1 and TGX_CHECK={checked} together",
+            "one of them: kernels are counted or checked",
+            "run it twice",
+        )
+    return wanted
 
 
 def traceback() -> bool:
