@@ -482,4 +482,9 @@ def literal_bits(mask: Operand) -> list[bool] | None:
 
 def counted(source: str, asked: Asked) -> str:
     """The IR of a kernel with counting put in, and its table as the symbol NAME.counted."""
-    return Counting(parse.parse(source), asked).text()
+    try:
+        return Counting(parse.parse(source), asked).text()
+    except parse.Unread as e:
+        raise CompileError(
+            f"TGX_COUNT=1 cannot count kernel {asked.name}: {e.given}\n  next: unset TGX_COUNT"
+        ) from None

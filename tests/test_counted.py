@@ -648,6 +648,7 @@ def test_estimates_that_depend_on_variables() -> None:
 @pytest.mark.parametrize("line", [
     "%r = call float @cosf(float %x)",
     "%r = load float, ptr %unknown, align 4",
+    "%r = frobnicate float %x",
 ])
 def test_what_cannot_be_counted_is_refused(line: str) -> None:
     text = (
