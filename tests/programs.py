@@ -30,19 +30,23 @@ overflow, divide by zero or leave a function's domain.  Inputs are never zero.
     python tests/programs.py --seed 7 --family conv                    # print a program
     python tests/programs.py --seed 7 --family conv --device CPU       # and check it
     python tests/programs.py --count 1000 --device TGX --backward      # check many
+    python tests/programs.py --count 10000 --ways all                  # every way, see ways.py
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import inspect
 import json
 import math
 import random
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +91,7 @@ FORMATS = {
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 FP8 = ("fp8e4m3", "fp8e5m2")
 INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+LOSS_WEIGHTS = [-1.5, -1.0, -0.5, 0.5, 1.0, 1.5]
 GRAD_ATOL, GRAD_RTOL = {"float64": 1e-8, "float32": 1e-4}, {"float64": 1e-6, "float32": 1e-3}
 
 
@@ -99,13 +104,19 @@ def is_float(dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Input:
-    """A seeded tensor.  kind: "small" numbers, "wide" (every bit of an int), or "index" < high."""
+    """A seeded tensor.
+
+    kind: "small" numbers, "wide" (every bit of an int), "index" below `high`, "signed" the same
+    and its negatives, "unique0" an index whose entries along axis 0 are different.
+    split: None lies on one device, an axis is split over two, -1 is copied to both.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     seed: int
     kind: str = "small"
     high: int = 0
+    split: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,24 +130,49 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Inputs, then steps.  Every value that no later step reads is an output."""
+    """Inputs, then steps.  Every value that no later step reads is an output.
+
+    updates: (input, value) pairs; after each call the input, in its own memory, becomes the value,
+    as an optimizer does it.  Such a program is called several times in a row.
+    """
 
     inputs: tuple[Input, ...]
     steps: tuple[Step, ...]
     family: str = ""
+    updates: tuple[tuple[int, int], ...] = ()
 
     @property
     def outputs(self) -> tuple[int, ...]:
         read = {i for step in self.steps for i in step.reads}
+        read |= {value for _, value in self.updates}
         first = len(self.inputs)
         return tuple(i for i in range(first, first + len(self.steps)) if i not in read)
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """The inputs that the program updates."""
+        return tuple(i for i, _ in self.updates)
+
+    @property
+    def spread(self) -> bool:
+        """Whether it is on two devices."""
+        return any(i.split is not None for i in self.inputs)
+
+    @property
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """The symbolic sizes: number -> its value and the largest it may have."""
+        return {s.args[1]: (s.args[2], s.args[3]) for s in self.steps if s.op in SYMBOLIC}
 
 
 def make_values(shape, dtype, seed, kind="small", high=0):
     """The numbers of an Input: exactly representable in its dtype, and never zero."""
     rng = np.random.default_rng(seed)
-    if kind == "index":
-        return np.asarray(rng.integers(0, high, size=shape), dtype=dtype)
+    if kind in ("index", "signed"):
+        return np.asarray(rng.integers(-high if kind == "signed" else 0, high, size=shape), dtype)
+    if kind.startswith("unique"):
+        axis = int(kind[6:])
+        order = rng.random([*shape[:axis], high, *shape[axis + 1 :]]).argsort(axis)
+        return np.take(order, range(shape[axis]), axis).astype(dtype)
     if dtype == "bool":
         return np.asarray(rng.integers(0, 2, size=shape), dtype=np.bool_)
     bits = {"fp8e4m3": 3, "fp8e5m2": 2, "float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
@@ -254,12 +290,31 @@ def _pad_mode(x, pads, mode):
     return np.pad(x, pads, mode={"replicate": "edge", "circular": "wrap"}.get(mode, mode))
 
 
-def _scatter_add(x, index, source, dim):
+def _scatter(x, index, source, dim, combine=None):
+    """index and source may be smaller than x; combine None: the source replaces."""
     out = x.copy()
     where = list(np.indices(index.shape))
     where[dim] = index
-    np.add.at(out, tuple(where), source[tuple(slice(s) for s in index.shape)])
+    if combine is None:
+        out[tuple(where)] = source
+    else:
+        combine.at(out, tuple(where), source)
     return out
+
+
+def _changed(x, where, change):
+    """A copy of x in which the places `where` hold change(what they held)."""
+    out = x.copy()
+    out[where] = change(out[where])
+    return out
+
+
+def _slices(parts):
+    return tuple(slice(*s) for s in parts)
+
+
+def _mse_step(w, x, rate):
+    return w - rate * 2 * x.T @ (x @ w - 1) / (x.shape[0] * w.shape[1])
 
 
 def _attention(q, k, v, causal):
@@ -321,7 +376,10 @@ def _mean_type(dtypes, args):
 
 @dataclass(frozen=True)
 class Op:
-    """source: the tinygrad expression; {x} {y} {z} are values, {0} {1} … arguments."""
+    """source: the tinygrad expression; {x} {y} {z} are values, {0} {1} … arguments.
+
+    Where it names {out}, it is statements that make {out} instead: what changes a tensor in place.
+    """
 
     source: str
     numpy: Callable[..., Any]
@@ -493,19 +551,57 @@ CONTRACT = {
     "einsum": Op("Tensor.einsum({0}, {x}, {y})",
                  lambda x, y, formula: np.einsum(formula, x, y), _sum_type, sums=True),
     "conv": Op("{x}.conv2d({y}, groups={0}, stride={1}, dilation={2}, padding={3})",
-               _conv, sums=True),
+               _conv, _sum_type, sums=True),
     "conv_transpose": Op(
         "{x}.conv_transpose2d({y}, groups={0}, stride={1}, dilation={2}, padding={3})",
-        _conv_transpose, sums=True),
+        _conv_transpose, _sum_type, sums=True),
     "max_pool": _moves("{x}.max_pool2d({0}, stride={1}, dilation={2}, padding={3})", _max_pool),
     "avg_pool": Op("{x}.avg_pool2d({0}, stride={1}, dilation={2}, padding={3}, "
                    "count_include_pad={4})", _avg_pool, sums=True),
     "scatter_add": Op("{x}.scatter_reduce({0}, {y}, {z}, reduce='sum')",
-                      _scatter_add, sums=True),
+                      lambda x, y, z, dim: _scatter(x, y, z, dim, np.add), sums=True),
+    "scatter_max": _moves("{x}.scatter_reduce({0}, {y}, {z}, reduce='amax')",
+                          lambda x, y, z, dim: _scatter(x, y, z, dim, np.maximum)),
 }
+INDEX = {
+    "scatter": _moves("{x}.scatter({0}, {y}, {z})", lambda x, y, z, dim: _scatter(x, y, z, dim)),
+    "take_pair": _moves("{x}[{y}, {z}]",
+                        lambda x, y, z: x[y.astype(np.int64), z.astype(np.int64)]),
+    "take_last": _moves("{x}[..., {y}]", lambda x, y: x[..., y.astype(np.int64)]),
+    "take_after_slice": _moves("{x}[{0}:, {y}]", lambda x, y, n: x[n:, y.astype(np.int64)]),
+    "pick": _moves("{x}[(slice(None),) * {0} + ({1},)]", lambda x, axis, at: np.take(x, at, axis)),
+    "topk": _moves("{x}.topk({0}, dim=-1)[0]", lambda x, k: np.sort(x)[..., : -k - 1 : -1]),
+}
+IN_PLACE = {
+    "set_slice": _moves("{out} = {x}.clone()\n{out}[tuple(slice(*s) for s in {0})] = {y}",
+                        lambda x, y, parts: _changed(x, _slices(parts), lambda _: y)),
+    "set_const": _moves("{out} = {x}.clone()\n{out}[tuple(slice(*s) for s in {0})] = {1}",
+                        lambda x, parts, c: _changed(x, _slices(parts), lambda _: c)),
+    "set_at": _moves("{out} = {x}.clone()\n{out}[{y}] = {z}",
+                     lambda x, y, z: _changed(x, y.astype(np.int64), lambda _: z)),
+    "add_slice": Op("{out} = {x}.clone()\n{out}[tuple(slice(*s) for s in {0})] += {y}",
+                    lambda x, y, parts: _changed(x, _slices(parts), lambda old: old + y)),
+    "assign": Op("{out} = {x}.clone()\n{out}.assign({out} + {y})", lambda x, y: x + y),
+    "assign_turned": _moves("{out} = {x}.clone()\n{out}.assign({out}.flip(0))",
+                            lambda x: np.flip(x, 0)),
+    "mse_step": Op("{x} - {0} * ({y} @ {x} - 1).square().mean().gradient({x})[0]", _mse_step,
+                   sums=True),
+}
+SYMBOLIC = {  # n0, n1 … are bound variables: shapes that change from call to call of a TinyJit
+    "upto": _moves("{x}[(slice(None),) * {0} + (slice(n{1}),)]",
+                   lambda x, axis, k, n, high: np.take(x, range(n), axis)),
+    "window": _moves("{x}[(slice(None),) * {0} + (slice(n{1}, n{1} + {4}),)]",
+                     lambda x, axis, k, n, high, size: np.take(x, range(n, n + size), axis)),
+    "write_window": _moves(
+        "{out} = {x}.clone()\n{out}[(slice(None),) * {0} + (slice(n{1}, n{1} + {4}),)] = {y}",
+        lambda x, y, axis, k, n, high, size: _changed(
+            x, (slice(None),) * axis + (slice(n, n + size),), lambda _: y)),
+}
+PLACES = {"to": _moves("{x}.to(devices[{0}])", lambda x, place: x)}
 OPS: dict[str, Op] = {
     **UNARY, **UNARY_FLOAT, **UNARY_INT, **BINARY, **BINARY_FLOAT, **BINARY_INT, **COMPARE,
     **MOVEMENT, **REDUCE, **REDUCE_FLOAT, **REDUCE_BOOL, **ONE_AXIS, **NORMALISE, **CONTRACT,
+    **INDEX, **IN_PLACE, **SYMBOLIC, **PLACES,
 }
 
 
@@ -622,34 +718,207 @@ def sums_a_repeat(program: Program) -> bool:
     return False
 
 
-def noisy_runs(program: Program) -> int:
-    values = evaluate(program)
-    return max((FORMATS[v.dtype].draws for v in values if is_float(v.dtype)), default=0)
+# Faults of tinygrad 0.14.0 on every device; programs that show one are not run.
+KNOWN_FAULTS: dict[str, Callable[[Program], bool]] = {
+    "a wrapped integer under max": wraps_under_max,
+    "a sum of a repeat": sums_a_repeat,
+}
 
 
-def spread(program: Program, exact: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """How far rounding errors move each output element (inf where they make it NaN)."""
-    moved = [np.zeros(e.shape) for e in exact]
-    for seed in range(noisy_runs(program)):
-        values = evaluate(program, Noise(seed))
-        for n, i in enumerate(program.outputs):
+# What tinygrad 0.14.0 says, on every device, of programs that it cannot run: part of the message,
+# and what is at fault.
+REFUSALS = {
+    "val is only for CONST, got Ops.": "a range with two symbolic guards (codegen/simplify.py)",
+    "failed to compute gradient for Ops.AFTER": "a gradient through two writes in place",
+}
+
+
+def refusal(message: str) -> str:
+    """The name of what tinygrad refuses with this message, or ""."""
+    return next((fault for text, fault in REFUSALS.items() if text in message), "")
+
+
+def known_fault(program: Program) -> str:
+    """The name of the fault of tinygrad's that this program runs into, or ""."""
+    return next((fault for fault, shows in KNOWN_FAULTS.items() if shows(program)), "")
+
+
+class Reference:
+    """What NumPy says about a program, worked out once for all the devices it is held against."""
+
+    def __init__(self, program: Program, compared: Iterable[int] = ()):
+        """compared: the values that devices are held against, if not the program's outputs."""
+        self.program = program
+        self.compared = tuple(compared) or program.outputs
+
+    @functools.cached_property
+    def values(self) -> list[Value]:
+        return evaluate(self.program)
+
+    @functools.cached_property
+    def draws(self) -> int:
+        """Noisy runs: as many as the coarsest format needs."""
+        return max((FORMATS[v.dtype].draws for v in self.values if is_float(v.dtype)), default=0)
+
+    @functools.cached_property
+    def noisy(self) -> list[list[Value]]:
+        return [evaluate(self.program, Noise(seed)) for seed in range(self.draws)]
+
+    def spread(self, i: int) -> np.ndarray:
+        """How far rounding errors move each element of value i (inf where they make it NaN)."""
+        exact = self.values[i].data.astype(np.float64)
+        moved = np.zeros(exact.shape)
+        for values in self.noisy:
             with np.errstate(all="ignore"):
-                far = np.abs(values[i].data.astype(np.float64) - exact[n].astype(np.float64))
-            moved[n] = np.maximum(moved[n], np.where(np.isnan(far), np.inf, far))
-    return moved
+                far = np.abs(values[i].data.astype(np.float64) - exact)
+            moved = np.maximum(moved, np.where(np.isnan(far), np.inf, far))
+        return moved
+
+    @functools.cached_property
+    def outputs(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Of the compared values: the exact numbers, and how far rounding moves them."""
+        return {i: (self.values[i].data, self.spread(i)) for i in self.compared}
+
+    @functools.cached_property
+    def in_range(self) -> bool:
+        return in_range(self.program, self.values)
+
+    @functools.cached_property
+    def probes(self) -> list[Probe]:
+        return list(probes(self))
+
+    @functools.cached_property
+    def has_gradient(self) -> bool:
+        return has_gradient(self.program, self.values)
+
+
+def in_range(program: Program, values: Sequence[Value]) -> bool:
+    """Whether every step stays where it has one meaning: finite, representable, no zero divisor."""
+    for place, step in enumerate(program.steps, len(program.inputs)):
+        value = values[place]
+        if is_float(value.dtype) and value.data.size and not (
+                np.abs(value.data).max() <= FORMATS[value.dtype].limit):
+            return False
+        if step.op in ("idiv", "mod", "div"):
+            divisor = values[step.reads[1]].data
+            if np.abs(divisor).min() < 0.2 or (divisor.dtype.kind == "i" and (divisor == -1).any()):
+                return False
+        if step.op == "cast" and is_float(values[step.reads[0]].dtype) and value.dtype in INTS:
+            if not castable(values[step.reads[0]].data, value.dtype):
+                return False
+    return True
+
+
+def castable(data: np.ndarray, to: str) -> bool:
+    """Whether these floats have a meaning as integers of type `to`: out of range is undefined."""
+    info = np.iinfo(FORMATS[to].store)
+    low = 0 if to.startswith("u") else info.min + 1
+    return bool(data.min() >= low and data.max() < min(info.max, 2**53))
+
+
+# ------------------------------------------------------------------------------- call after call
+
+JIT_CALLS = 4  # it looks, it captures, it replays twice
+UPDATE_CALLS = 3
+
+
+def calls_of(program: Program, jit: bool) -> int:
+    return JIT_CALLS if jit else UPDATE_CALLS if program.updates else 1
+
+
+def turned(value: int, high: int, turn: int) -> int:
+    """A symbolic size at a turn: other sizes, in no order, and its own at turn 0."""
+    return 1 + (value - 1 + 3 * turn) % high
+
+
+def at_turn(program: Program, turn: int) -> Program:
+    """The program with the numbers and sizes it is given at a turn; its own at turn 0."""
+    inputs = tuple(i if n in program.state else dataclasses.replace(i, seed=i.seed + turn)
+                   for n, i in enumerate(program.inputs))
+    steps = tuple(
+        s if s.op not in SYMBOLIC else dataclasses.replace(
+            s, args=(*s.args[:2], turned(s.args[2], s.args[3], turn), *s.args[3:]))
+        for s in program.steps)
+    return dataclasses.replace(program, inputs=inputs, steps=steps)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call is compared with: a reference, and where in it the call's outputs are."""
+
+    reference: Reference
+    places: tuple[int, ...]
+
+
+def unrolled(program: Program, calls: int) -> tuple[Program, list[tuple[int, ...]]]:
+    """Several calls of a program with updates as one program without; each call's outputs in it."""
+    rounds = [at_turn(program, (k + 1) % calls) for k in range(calls)]
+    inputs: list[Input] = list(rounds[0].inputs)
+    place = [[0] * len(program.inputs) for _ in rounds]  # of each call's values, in the whole
+    for k, one in enumerate(rounds):
+        for n, given in enumerate(one.inputs):
+            place[k][n] = n
+            if k and n not in program.state:
+                place[k][n] = len(inputs)
+                inputs.append(given)
+    steps: list[Step] = []
+    for k, one in enumerate(rounds):
+        if k:
+            for n, value in program.updates:
+                place[k][n] = place[k - 1][value]
+        for step in one.steps:
+            place[k].append(len(inputs) + len(steps))
+            steps.append(dataclasses.replace(step, reads=tuple(place[k][r] for r in step.reads)))
+    whole = Program(tuple(inputs), tuple(steps), program.family,
+                    tuple((n, place[-1][value]) for n, value in program.updates))
+    wanted = [*program.outputs, *(value for _, value in program.updates)]
+    return whole, [tuple(place[k][i] for i in wanted) for k in range(calls)]
+
+
+class Expected:
+    """What every call of a program should give, worked out once for all the ways to run it."""
+
+    def __init__(self, program: Program, jit: bool = False, backward: bool = False):
+        self.program, self.jit = program, jit
+        self.count = calls_of(program, jit)
+        self.own = Reference(program)  # of the last call, where the program updates nothing
+        self.backward = backward and self.own.has_gradient
+
+    @functools.cached_property
+    def calls(self) -> list[Call | None]:
+        """None for a call whose numbers, other than the program's own, leave the safe range."""
+        if self.program.updates:
+            whole, places = unrolled(self.program, self.count)
+            reference = Reference(whole, {i for p in places for i in p})
+            return [Call(reference, p) for p in places]
+        others = [Reference(at_turn(self.program, k + 1)) for k in range(self.count - 1)]
+        return [*(Call(r, self.program.outputs) if r.in_range else None for r in others),
+                Call(self.own, self.program.outputs)]
+
+    def shapes(self, call: int) -> list[tuple[int, ...]]:
+        """Of a call's results, the gradients included."""
+        turn = (call + 1) % self.count
+        values = self.own.values if turn == 0 else evaluate(at_turn(self.program, turn))
+        wanted = [*self.program.outputs, *(v for _, v in self.program.updates)]
+        shapes = [values[i].data.shape for i in wanted]
+        return shapes + ([self.program.inputs[n].shape for n in differentiable(self.program)]
+                         if self.backward else [])
 
 
 # ----------------------------------------------------------------------------------- gradients
 
 
-def cotangents(program: Program, outputs: Sequence[Value]) -> list[np.ndarray | None]:
-    """Weights of the outputs in the loss sum(weight * output); None for what is not a float."""
-    chosen = []
-    for n, value in enumerate(outputs):
-        rng = np.random.default_rng(1000 + n)
-        weights = rng.choice([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5], size=value.data.shape)
-        chosen.append(weights if is_float(value.dtype) else None)
-    return chosen
+def loss_weights(program: Program, values: Sequence[Value] = ()) -> dict[int, np.ndarray]:
+    """Weights of the float outputs in the loss sum(weight * output).
+
+    Where sizes are symbolic, for the largest: the loss takes as much of them as there is."""
+    if program.sizes:
+        values = evaluate(dataclasses.replace(program, steps=tuple(
+            s if s.op not in SYMBOLIC else dataclasses.replace(
+                s, args=(*s.args[:2], s.args[3], *s.args[3:])) for s in program.steps)))
+    values = values or evaluate(program)
+    return {n: np.random.default_rng(1000 + n).choice(LOSS_WEIGHTS, size=values[i].data.shape)
+            for n, i in enumerate(program.outputs) if is_float(values[i].dtype)}
 
 
 def differentiable(program: Program) -> list[int]:
@@ -657,10 +926,12 @@ def differentiable(program: Program) -> list[int]:
     return [n for n, i in enumerate(program.inputs) if is_float(i.dtype) and i.dtype not in FP8]
 
 
-def has_gradient(program: Program) -> bool:
+def has_gradient(program: Program, values: Sequence[Value] = ()) -> bool:
     """Whether there is a gradient that is a derivative: tinygrad lets it pass through a cast of a
     float to an integer as if nothing happened (a "straight-through" gradient)."""
-    values = evaluate(program)
+    if program.updates:
+        return False
+    values = values or evaluate(program)
     rounded = any(s.op == "cast" and is_float(values[s.reads[0]].dtype) and not is_float(s.args[0])
                   for s in program.steps)
     return not rounded and bool(differentiable(program)) and any(
@@ -677,22 +948,23 @@ class Probe:
     spread: float
 
 
-def _loss(program: Program, weights: Sequence[np.ndarray | None],
+def _loss(program: Program, weights: Mapping[int, np.ndarray],
           inputs: Sequence[np.ndarray], noise: Noise | None) -> float:
     values = evaluate(program, noise, inputs)
-    return sum(float((w * values[i].data).sum()) for i, w in zip(program.outputs, weights,
-                                                                 strict=True) if w is not None)
+    outputs = [values[i].data for i in program.outputs]
+    return sum(float((w[tuple(map(slice, outputs[n].shape))] * outputs[n]).sum())
+               for n, w in weights.items())
 
 
 def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterable[np.ndarray]:
-    """Corner and random entries, then slabs (first, last and random of each axis), then all."""
+    """Corner and random entries, then the first and last slab of each axis, then all."""
     size = math.prod(shape)
-    for entry in {0, size - 1, *rng.integers(0, size, 3).tolist()}:
+    for entry in {0, size - 1, int(rng.integers(0, size))}:
         one = np.zeros(size)
         one[entry] = 1.0
         yield one.reshape(shape)
     for axis, length in enumerate(shape):
-        for at in {0, length - 1, int(rng.integers(0, length))} if length > 1 else ():
+        for at in {0, length - 1} if length > 1 else ():
             slab = np.zeros(shape)
             where = tuple(at if a == axis else slice(None) for a in range(len(shape)))
             slab[where] = rng.choice([-1.0, 1.0], size=slab[where].shape)
@@ -700,23 +972,24 @@ def _directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterable[np
     yield rng.choice([-1.0, 1.0], size=shape)
 
 
-def probes(program: Program) -> Iterable[Probe]:
+def probes(reference: Reference) -> Iterable[Probe]:
     """Slopes of the float64 reference by central differences."""
-    values = evaluate(program)
-    weights = cotangents(program, [values[i] for i in program.outputs])
+    program, values = reference.program, reference.values
+    weights = loss_weights(program, values)
     base = [v.data for v in values[: len(program.inputs)]]
     step = 2.0**-18
-    draws = max(2, noisy_runs(program) - 2)
+    noises = (None, *(Noise(s) for s in range(max(2, reference.draws - 2))))
+    middle = [_loss(program, weights, base, noise) for noise in noises]
     for n in differentiable(program):
         rng = np.random.default_rng(n)
         for direction in _directions(program.inputs[n].shape, rng):
             slopes: list[float] = []
             kink = False
-            for noise in (None, *(Noise(s) for s in range(draws))):
-                at = [_loss(program, weights, [d + k * step * direction if m == n else d
-                                               for m, d in enumerate(base)], noise)
-                      for k in (-1, 0, 1)]
-                left, right = (at[1] - at[0]) / step, (at[2] - at[1]) / step
+            for noise, here in zip(noises, middle, strict=True):
+                below, above = (_loss(program, weights, [
+                    d + k * step * direction if m == n else d for m, d in enumerate(base)], noise)
+                    for k in (-1, 1))
+                left, right = (here - below) / step, (above - here) / step
                 kink |= not abs(left - right) <= 1e-5 + 1e-3 * (abs(left) + abs(right))
                 slopes.append((left + right) / 2)
             yield Probe(n, direction, None if kink else slopes[0],
@@ -730,24 +1003,37 @@ def name(program: Program, i: int) -> str:
     return f"x{i}" if i < len(program.inputs) else f"v{i - len(program.inputs)}"
 
 
-def expression(program: Program, step: Step) -> str:
-    values = dict(zip("xyz", (name(program, i) for i in step.reads), strict=False))
-    return OPS[step.op].source.format(*(repr(a) for a in step.args), **values)
+def statements(program: Program, place: int) -> list[str]:
+    """The lines that make the value of step `place`."""
+    step, out = program.steps[place], name(program, len(program.inputs) + place)
+    reads = dict(zip("xyz", (name(program, i) for i in step.reads), strict=False))
+    row = OPS[step.op].source
+    text = row.format(*(repr(a) for a in step.args), **reads, out=out)
+    return text.splitlines() if "{out}" in row else [f"{out} = {text}"]
 
 
-def function_source(program: Program, backward: bool = False) -> str:
-    """The text of `program(x0, …, w0, …)`: the outputs, then the gradients of the float inputs."""
+def function_source(program: Program, backward: bool = False,
+                    values: Sequence[Value] = ()) -> str:
+    """The text of `program(x0, …, n0, …, w0, …)`.
+
+    It returns the outputs, then the inputs it updated, then the gradients of the float inputs.
+    """
     first, outs = len(program.inputs), [name(program, i) for i in program.outputs]
-    params = [name(program, i) for i in range(first)]
-    lines = [f"{name(program, first + n)} = {expression(program, s)}"
-             for n, s in enumerate(program.steps)]
-    result = list(outs)
+    params = [name(program, i) for i in range(first)] + [f"n{k}" for k in program.sizes]
+    lines = []
+    for n in range(len(program.steps)):
+        lines += statements(program, n)
+    lines += [f"{name(program, i)}.assign({name(program, value)})" for i, value in program.updates]
+    result = outs + [name(program, i) for i in program.state]
     if backward:
-        values = evaluate(program)
+        values = values or evaluate(program)
         floats = [n for n, i in enumerate(program.outputs) if is_float(values[i].dtype)]
         params += [f"w{n}" for n in floats]
+        parts = {n: f"w{n}" + (f"[tuple(slice(s) for s in {outs[n]}.shape)]" if program.sizes
+                               else "") for n in floats}
+        moved = ".to(devices[0])" if program.spread else ""
         lines.append("loss = " + " + ".join(
-            f"({outs[n]}.cast('float64') * w{n}).sum()" for n in floats))
+            f"({outs[n]}{moved}.cast('float64') * {parts[n]}).sum()" for n in floats))
         wanted = [name(program, n) for n in differentiable(program)]
         lines.append(f"grads = loss.gradient({', '.join(wanted)})")
         result.append("*grads")
@@ -755,50 +1041,97 @@ def function_source(program: Program, backward: bool = False) -> str:
     return f"def program({', '.join(params)}):\n{textwrap.indent(body, '    ')}\n"
 
 
-def run_tinygrad(program: Program, device: str | None = None, jit: bool = False,
-                 backward: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Outputs and gradients as tinygrad computes them on a device.
+def device_pair(device):
+    """The two devices that a program may be spread over, and the one it is on."""
+    from tinygrad import Device
 
-    With jit, a TinyJit is called with other numbers twice (it looks, then captures), and with the
-    program's own on the third call, which must replay the capture on new input buffers."""
-    from tinygrad import Tensor, TinyJit
+    device = device or Device.DEFAULT
+    return device, f"{device}:1"
 
-    values = evaluate(program)
-    weights = cotangents(program, [values[i] for i in program.outputs])
-    space: dict[str, Any] = {"Tensor": Tensor}
-    exec(function_source(program, backward), space)  # our own table's text, arguments by repr()
 
-    def tensors(shift: int) -> list[Any]:
-        made = []
-        for i in program.inputs:
-            data = make_values(i.shape, i.dtype, i.seed + shift, i.kind, i.high)
-            made.append(Tensor(data.astype(storable(i.dtype)), device=device).cast(i.dtype))
-        if backward:
-            made += [Tensor(w, device=device) for w in weights if w is not None]
-        return [t.clone().realize() for t in made]  # a scalar would stay a constant otherwise
+def run_calls(program, device, inputs, sizes=(), weights=(), calls=1, jit=False, state=(),
+              shapes=()):
+    """A program's results, call by call, each as a dtype's name and a NumPy array.
 
-    def call(*args: Any) -> list[Any]:
-        # a bare view of an input would, in a TinyJit, stay a view of the captured call's input
-        results = [r.clone() for r in space["program"](*args)]
+    inputs are the arguments of make_values and a placement, sizes a value and a largest one.  The
+    last call gets them as they are, the others other numbers and sizes; what is in `state` stays.
+    shapes: of each call's results, where sizes make them symbolic.
+    """
+    from tinygrad import Tensor, TinyJit, Variable
+
+    devices = device_pair(device)
+    small = {"bfloat16", "fp8e4m3", "fp8e5m2"}
+
+    def placed(array, dtype, split):
+        tensor = Tensor(array.astype("float32" if dtype in small else dtype), device=devices[0])
+        if dtype in small:
+            tensor = tensor.cast(dtype).contiguous()
+        elif not array.shape:
+            tensor = tensor.clone()  # it would stay a constant
+        if split is not None:
+            tensor = tensor.realize().shard(devices, axis=None if split < 0 else split)
+        return tensor.realize()
+
+    def numbers(i, turn):
+        shape, dtype, seed, kind, high, split = inputs[i]
+        return placed(make_values(shape, dtype, seed + turn, kind, high), dtype, split)
+
+    kept = {i: numbers(i, 0) for i in state}
+    fixed = [placed(w, "float64", None) for w in weights]
+
+    def call(*args):
+        results = program(*args)
+        if jit:  # a bare view of an input would stay a view of the captured call's input
+            changed = {id(args[i]) for i in state}
+            results = [r if id(r) in changed else r.clone() for r in results]
         Tensor.realize(*results)
         return results
 
-    if jit:
-        jitted = TinyJit(call)
-        for shift in (1, 2):
-            jitted(*tensors(shift))
-        results = jitted(*tensors(0))
-    else:
-        results = call(*tensors(0))
+    step, found = TinyJit(call) if jit else call, []
+    for k in range(calls):
+        turn = (k + 1) % calls
+        args = [kept[i] if i in kept else numbers(i, turn) for i in range(len(inputs))]
+        args += [Variable(f"n{n}", 1, high).bind(1 + (value - 1 + 3 * turn) % high)
+                 for n, value, high in sizes]
+        results = step(*args, *fixed)
+        if shapes:
+            results = [r[tuple(slice(s) for s in shape)]
+                       for r, shape in zip(results, shapes[k], strict=True)]
+        found.append([(r.dtype.name, (r.cast("float32") if r.dtype.fmt is None else r).numpy())
+                      for r in results])
+    return found
 
-    expected = [values[i].dtype for i in program.outputs]
-    for i, dtype, got in zip(program.outputs, expected, results, strict=False):
-        if got.dtype.name != _tinygrad_name(dtype):
-            raise AssertionError(f"{name(program, i)} has dtype {got.dtype}, expected {dtype}")
-    arrays = [(r.cast("float32") if storable(d) != d else r).numpy()
-              for r, d in zip(results, expected + ["float64"] * len(results), strict=False)]
-    gradients = [g.cast("float64").numpy() for g in results[len(expected):]]
-    return arrays[: len(expected)], gradients
+
+def run_arguments(expected: Expected) -> dict[str, Any]:
+    """What run_calls needs to know of a program: plain data."""
+    program, values = expected.program, expected.own.values
+    weights = loss_weights(program, values) if expected.backward else {}
+    return {
+        "inputs": [dataclasses.astuple(i) for i in program.inputs],
+        "sizes": [(k, value, high) for k, (value, high) in program.sizes.items()],
+        "weights": list(weights.values()),
+        "calls": expected.count,
+        "jit": expected.jit,
+        "state": program.state,
+        "shapes": [expected.shapes(k) for k in range(expected.count)] if program.sizes else [],
+    }
+
+
+def run_tinygrad(expected: Expected, device: str | None = None) -> list[list[np.ndarray]]:
+    """The results of each call on a device: outputs, updated inputs, gradients."""
+    from tinygrad import Tensor
+
+    program = expected.program
+    space: dict[str, Any] = {"Tensor": Tensor, "devices": device_pair(device)}
+    text = function_source(program, expected.backward, expected.own.values)
+    exec(text, space)  # our own table's text, arguments by repr()
+    found = run_calls(space["program"], device, **run_arguments(expected))
+    wanted = [*program.outputs, *(value for _, value in program.updates)]
+    for i, (got, _) in zip(wanted, found[-1], strict=False):
+        dtype = expected.own.values[i].dtype
+        if got != _tinygrad_name(dtype):
+            raise AssertionError(f"{name(program, i)} has dtype {got}, expected {dtype}")
+    return [[array for _, array in call] for call in found]
 
 
 def _tinygrad_name(dtype: str) -> str:
@@ -828,62 +1161,85 @@ class Mismatch(AssertionError):
     """The device and the reference disagree; the message holds a script that shows it."""
 
 
-def compare(program: Program, got: Sequence[np.ndarray]) -> Report:
-    """Outputs against the reference."""
-    values = evaluate(program)
-    exact = [values[i].data for i in program.outputs]
-    moved = spread(program, exact)
-    rounds = any(OPS[s.op].rounds for s in program.steps)
+def coarsest(reference: Reference, i: int) -> Format:
+    """The coarsest format that value i comes from: a cast to float64 brings no digits back."""
+    program, first = reference.program, len(reference.program.inputs)
+    needed, formats = {i}, []
+    for place in range(i, -1, -1):
+        if place in needed:
+            formats.append(FORMATS[reference.values[place].dtype])
+            needed.update(program.steps[place - first].reads if place >= first else ())
+    return max(formats, key=lambda form: form.rtol)
+
+
+def allowance(reference: Reference, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far a device may be from value i, and which elements rounding leaves comparable."""
+    exact, moved = reference.outputs[i]
+    dtype = reference.values[i].dtype
+    if not is_float(dtype):
+        return np.where(moved == 0, 0.0, np.inf), moved == 0
+    form = coarsest(reference, i)
+    rounds = any(OPS[s.op].rounds for s in reference.program.steps)
+    base = form.atol + form.rtol * np.abs(exact) if rounds else 0.0
+    return base + 8 * moved, moved <= 0.1 * np.maximum(np.abs(exact), 1)
+
+
+def compare(reference: Reference, places: Sequence[int], got: Sequence[np.ndarray],
+            label: str = "") -> Report:
+    """A call's outputs against the reference."""
     report = Report()
-    for i, e, g, m in zip(program.outputs, exact, got, moved, strict=True):
-        if g.shape != e.shape:
-            raise Mismatch(f"{name(program, i)}: shape {g.shape}, expected {e.shape}")
-        form = FORMATS[values[i].dtype]
-        if not is_float(values[i].dtype):
-            firm = m == 0
-            wrong = firm & (g != e)
+    for i, g in zip(places, got, strict=True):
+        exact, moved = reference.outputs[i]
+        what = label + name(reference.program, i)
+        if g.shape != exact.shape:
+            raise Mismatch(f"{what}: shape {g.shape}, expected {exact.shape}")
+        allowed, firm = allowance(reference, i)
+        if exact.dtype.kind != "f":
+            wrong = np.isfinite(allowed) & (g != exact)
         else:
-            base = form.atol + form.rtol * np.abs(e) if rounds else 0.0
-            allowed = base + 8 * m
-            firm = m <= 0.1 * np.maximum(np.abs(e), 1)
             with np.errstate(all="ignore"):
-                wrong = ~(np.abs(g.astype(np.float64) - e) <= allowed) & np.isfinite(m)
+                wrong = ~(np.abs(g.astype(np.float64) - exact) <= allowed) & np.isfinite(moved)
         if wrong.any():
             first = np.unravel_index(int(np.argmax(wrong)), np.shape(wrong))
             at = tuple(int(a) for a in first)
             raise Mismatch(
-                f"{name(program, i)}{list(at)} is {g[at]!r}, expected {e[at]!r} "
-                f"(rounding may move it by {float(np.asarray(m)[at]):.3g}); "
-                f"{int(wrong.sum())} of {e.size} elements differ")
-        report += Report(elements=e.size, compared=int(firm.sum()))
+                f"{what}{list(at)} is {g[at]!r}, expected {exact[at]!r} "
+                f"(rounding may move it by {float(np.asarray(moved)[at]):.3g}); "
+                f"{int(wrong.sum())} of {exact.size} elements differ")
+        report += Report(elements=exact.size, compared=int(firm.sum()))
     return report
 
 
-def compare_gradients(program: Program, grads: Sequence[np.ndarray]) -> Report:
+def slope_tolerance(reference: Reference, probe: Probe) -> tuple[float, float]:
+    """(fixed, relative): a device may be off by fixed + relative * norm(gradient entries probed)"""
+    coarse = max(FORMATS[v.dtype].eps for v in reference.values if is_float(v.dtype))
+    dtype = reference.program.inputs[probe.input].dtype
+    atol, rtol = GRAD_ATOL.get(dtype, 1e-2), GRAD_RTOL.get(dtype, 3e-2)
+    if coarse > 2.0**-20:  # somewhere inside the program is a half or a bfloat16
+        atol, rtol = max(atol, 1e-2), max(rtol, 3e-2)
+    elif coarse > 2.0**-50:
+        atol, rtol = max(atol, 1e-4), max(rtol, 1e-3)
+    # errors of many entries add up like a random walk, the entries themselves may cancel
+    count = max(int((probe.direction != 0).sum()), 1)
+    return atol * math.sqrt(count) + rtol * abs(probe.slope or 0.0) + 8 * probe.spread, rtol
+
+
+def compare_gradients(reference: Reference, grads: Sequence[np.ndarray]) -> Report:
     """Gradients against central differences."""
-    report = Report()
+    report, program = Report(), reference.program
     wanted = differentiable(program)
-    values = evaluate(program)
-    coarse = max(FORMATS[v.dtype].eps for v in values if is_float(v.dtype))
+    grads = [g.astype(np.float64) for g in grads]
     for n, g in zip(wanted, grads, strict=True):
         if g.shape != program.inputs[n].shape:
             raise Mismatch(f"gradient of x{n}: shape {g.shape}, not {program.inputs[n].shape}")
-    for probe in probes(program):
+    for probe in reference.probes:
         report += Report(slopes=1, smooth=int(probe.slope is not None))
         if probe.slope is None:
             continue
         g = grads[wanted.index(probe.input)]
         along = float((g * probe.direction).sum())
-        dtype = program.inputs[probe.input].dtype
-        atol, rtol = GRAD_ATOL.get(dtype, 1e-2), GRAD_RTOL.get(dtype, 3e-2)
-        if coarse > 2.0**-20:  # somewhere inside the program is a half or a bfloat16
-            atol, rtol = max(atol, 1e-2), max(rtol, 3e-2)
-        elif coarse > 2.0**-50:
-            atol, rtol = max(atol, 1e-4), max(rtol, 1e-3)
-        # errors of many entries add up like a random walk, the entries themselves may cancel
-        touched = g[probe.direction != 0]
-        allowed = (atol * math.sqrt(max(touched.size, 1)) + rtol * float(np.linalg.norm(touched))
-                   + rtol * abs(probe.slope) + 8 * probe.spread)
+        fixed, relative = slope_tolerance(reference, probe)
+        allowed = fixed + relative * float(np.linalg.norm(g[probe.direction != 0]))
         if not abs(along - probe.slope) <= allowed:
             where = np.argwhere(probe.direction != 0)
             raise Mismatch(
@@ -892,51 +1248,163 @@ def compare_gradients(program: Program, grads: Sequence[np.ndarray]) -> Report:
     return report
 
 
+def judge(expected: Expected, results: Sequence[Sequence[np.ndarray]]) -> Report:
+    """What a device computed, call by call, against the reference: Mismatch or a Report."""
+    report = Report()
+    for k, (call, got) in enumerate(zip(expected.calls, results, strict=True)):
+        if call is not None:
+            label = f"call {k + 1} of {expected.count}: " if expected.count > 1 else ""
+            report += compare(call.reference, call.places, got[: len(call.places)], label)
+    if expected.backward:
+        grads = results[-1][len(expected.program.outputs):]
+        report += compare_gradients(expected.own, grads)
+    return report
+
+
 def check(program: Program, device: str | None = None, jit: bool = False,
           backward: bool = False) -> Report:
     """Run on a device, compare with NumPy, and raise Mismatch with a script if they disagree."""
-    backward = backward and has_gradient(program)
+    expected = Expected(program, jit, backward)
     try:
-        outputs, grads = run_tinygrad(program, device, jit, backward)
-        report = compare(program, outputs)
-        return report + compare_gradients(program, grads) if backward else report
+        return judge(expected, run_tinygrad(expected, device))
     except Exception as error:
-        how = f"device={device} jit={jit} backward={backward}"
+        how = f"device={device} jit={jit} backward={expected.backward}"
         kind = "" if isinstance(error, Mismatch) else f"{type(error).__name__}: "
         raise Mismatch(f"{kind}{error}\n{how}\n{to_json(program)}\n"
-                       f"{source(program, backward)}") from error
+                       f"{source(expected, device)}") from error
 
 
 # ------------------------------------------------------------------------------- printed, kept
 
 
-def source(program: Program, backward: bool = False) -> str:
-    """A stand-alone script: needs tinygrad and NumPy, nothing of ours."""
-    import inspect
+SCRIPT = '''\
+"""{title}
 
-    values = evaluate(program)
-    lines = [f'"""A random tensor program ({program.family or "hand-made"}). '
-             'Run it on a device: DEV=TGX python THIS."""', "import numpy as np",
-             "from tinygrad import Tensor", "", "", inspect.getsource(make_values), "",
-             function_source(program, backward), ""]
-    params = []
-    for n, i in enumerate(program.inputs):
-        made = f"make_values({i.shape}, {i.dtype!r}, {i.seed}, {i.kind!r}, {i.high})"
-        lines.append(f"x{n} = Tensor({made}.astype({storable(i.dtype)!r})).cast({i.dtype!r})"
-                     ".contiguous().realize()")
-        params.append(f"x{n}")
-    if backward:
-        for n, i in enumerate(program.outputs):
-            if is_float(values[i].dtype):
-                lines.append(f"w{n} = Tensor(np.random.default_rng({1000 + n}).choice("
-                             f"[-1.5, -1.0, -0.5, 0.5, 1.0, 1.5], size={values[i].data.shape}))")
-                params.append(f"w{n}")
-    lines.append(f"for result in program({', '.join(params)}):")
-    lines.append("    print(result.dtype, result.shape, result.cast('float64').tolist())")
-    for i in program.outputs:
-        if values[i].data.size <= 64:
-            lines.append(f"# NumPy: {name(program, i)} = {values[i].data.tolist()}")
-    return "\n".join(lines) + "\n"
+    python {file} [DEVICE]
+
+The exit code is 0 if what the device computes is what NumPy says, 1 if not.
+"""
+import argparse, os, sys
+
+os.environ.update({variables})
+{tgx}import numpy as np
+from tinygrad import Tensor
+{setup}
+nan, inf = float("nan"), float("inf")
+
+
+{make_values}
+
+{device_pair}
+
+{run_calls}
+
+{program}
+
+ARGUMENTS = {arguments}
+
+# What NumPy says. (call, result, shape, places, what is there, how far off it may be)
+EXPECTED = [
+{expected}
+]
+# (call, result, places, signs, the sum of signs * gradient there, how far off it may be: this much,
+#  and this much times the gradient's norm)
+SLOPES = [
+{slopes}
+]
+
+
+def wrong(results):
+    for call, result, shape, places, values, allowed in EXPECTED:
+        got = results[call][result][1]
+        if got.shape != shape:
+            yield f"call {{call}}, result {{result}}: shape {{got.shape}}, expected {{shape}}"
+            continue
+        for place, value, limit in zip(places, values, allowed):
+            here = got.reshape(-1)[place].item()
+            if here != value and not abs(here - value) <= limit:
+                yield (f"call {{call}}, result {{result}}, element {{place}}: {{here!r}}, "
+                       f"expected {{value!r}} (give or take {{limit:.3g}})")
+    for call, result, places, signs, slope, fixed, relative in SLOPES:
+        got = results[call][result][1].astype(np.float64).reshape(-1)[places]
+        if not abs((got * signs).sum() - slope) <= fixed + relative * np.linalg.norm(got):
+            yield (f"call {{call}}, gradient {{result}} along {{len(places)}} entries: "
+                   f"{{(got * signs).sum()!r}}, expected {{slope!r}}")
+
+
+def main():
+    global devices
+    parser = argparse.ArgumentParser()
+    parser.add_argument("device", nargs="?", default={device!r})
+    device = parser.parse_args().device
+    devices = device_pair(device)
+    problems = list(wrong(run_calls(program, device, **ARGUMENTS)))
+    print("\\n".join(problems[:20]) or f"right: {{device}} and NumPy agree")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+MOST_SHOWN = 2000  # elements of one result that a script checks
+
+
+def _expectations(expected: Expected, results: Sequence[Sequence[np.ndarray]]) -> Iterable[str]:
+    """The rows of a script's EXPECTED; of big results a part, with what is wrong in it."""
+    for k, call in enumerate(expected.calls):
+        for n, i in enumerate(call.places if call else ()):
+            exact = call.reference.outputs[i][0]
+            allowed = allowance(call.reference, i)[0].reshape(-1)
+            flat = exact.reshape(-1)
+            places = np.flatnonzero(np.isfinite(allowed))
+            if len(places) > MOST_SHOWN:
+                chosen = places[:: -(-len(places) // MOST_SHOWN)]
+                if len(results) > k and results[k][n].shape == exact.shape:
+                    with np.errstate(all="ignore"):
+                        far = np.abs(results[k][n].reshape(-1).astype(np.float64) - flat)
+                    off = places[~(far[places] <= allowed[places])][:MOST_SHOWN]
+                    chosen = np.union1d(chosen, off)
+                places = chosen
+            yield (f"    ({k}, {n}, {exact.shape}, {places.tolist()},\n     {flat[places].tolist()}"
+                   f",\n     {[float(f'{a:.4g}') for a in allowed[places]]}),")
+
+
+def _slopes(expected: Expected) -> Iterable[str]:
+    if not expected.backward:
+        return
+    wanted = differentiable(expected.program)
+    for probe in expected.own.probes:
+        if probe.slope is not None:
+            places = np.flatnonzero(probe.direction)
+            fixed, relative = slope_tolerance(expected.own, probe)
+            yield (f"    ({expected.count - 1}, "
+                   f"{len(expected.program.outputs) + wanted.index(probe.input)}, "
+                   f"{places.tolist()}, {probe.direction.reshape(-1)[places].tolist()},\n"
+                   f"     {probe.slope!r}, {fixed:.4g}, {relative:.4g}),")
+
+
+def source(expected: Expected, device: str | None = None, title: str = "", setup: str = "",
+           variables: Mapping[str, str] | None = None, file: str = "program.py",
+           results: Sequence[Sequence[np.ndarray]] = ()) -> str:
+    """A stand-alone script, as `tgx extract` writes them: it runs the program on a device and
+    checks it; needs tinygrad and NumPy, and tgx only for its own device."""
+    program = expected.program
+    arguments = run_arguments(expected)
+    weights = [f"np.random.default_rng({1000 + n}).choice({LOSS_WEIGHTS}, size={w.shape})"
+               for n, w in (loss_weights(program) if expected.backward else {}).items()]
+    rows = [f"    {key!r}: {value!r}," for key, value in arguments.items() if key != "weights"]
+    rows.append(f"    'weights': [{', '.join(weights)}],")
+    title = title or f"A random tensor program ({program.family or 'hand-made'})."
+    return SCRIPT.format(
+        title=title.replace("\\", "/").replace('"', "'"), file=file,
+        variables=dict(variables or {}), setup=setup + "\n" if setup else "",
+        tgx="import tgx\n" if (device or "TGX").startswith("TGX") else "",
+        device=device, make_values=inspect.getsource(make_values),
+        device_pair=inspect.getsource(device_pair), run_calls=inspect.getsource(run_calls),
+        program=function_source(program, expected.backward, expected.own.values),
+        arguments="{\n" + "\n".join(rows) + "\n}",
+        expected="\n".join(_expectations(expected, results)),
+        slopes="\n".join(_slopes(expected)))
 
 
 def to_json(program: Program) -> str:
@@ -955,7 +1423,7 @@ def from_json(text: str) -> Program:
     unknown = [s.op for s in steps if s.op not in OPS]
     if unknown:
         raise ValueError(f"no such operation: {', '.join(unknown)}")
-    return Program(inputs, steps, raw.get("family", ""))
+    return Program(inputs, steps, raw.get("family", ""), _tuples(raw.get("updates", [])))
 
 
 # ------------------------------------------------------------------------------------ shrinking
@@ -975,10 +1443,10 @@ def _without_unread(program: Program, keep: int) -> Program:
                        for i in kept if i >= first), program.family)
 
 
-def _cut(program: Program, at: int) -> Program:
+def _cut(program: Program, at: int, split: int | None = None) -> Program:
     """Value `at` becomes an input with fresh numbers of the same shape and dtype."""
     value, first = evaluate(program)[at], len(program.inputs)
-    new = Input(value.data.shape, value.dtype, seed=at)
+    new = Input(value.data.shape, value.dtype, seed=at, split=split)
 
     def moved(i: int) -> int:
         return first if i == at else i + 1 if i >= first else i
@@ -991,32 +1459,71 @@ def _cut(program: Program, at: int) -> Program:
     return _without_unread(whole, last)
 
 
+def _bypassed(program: Program, at: int) -> Program:
+    """Without step `at`: who read it reads its first operand, where shape and dtype allow it."""
+    first = len(program.inputs)
+    instead = program.steps[at].reads[0]
+
+    def moved(i: int) -> int:
+        return instead if i == first + at else i - 1 if i > first + at else i
+
+    steps = [dataclasses.replace(s, reads=tuple(moved(r) for r in s.reads))
+             for n, s in enumerate(program.steps) if n != at]
+    return dataclasses.replace(program, steps=tuple(steps), updates=tuple(
+        (i, moved(value)) for i, value in program.updates))
+
+
+def _smaller(program: Program) -> Iterable[Program]:
+    first = len(program.inputs)
+    if program.updates:
+        for n in range(len(program.updates)):
+            yield dataclasses.replace(
+                program, updates=program.updates[:n] + program.updates[n + 1 :])
+    else:
+        for i in range(first, first + len(program.steps)):
+            yield _without_unread(program, i)
+        spread = {i.split for i in program.inputs} - {None}
+        for i in range(first + len(program.steps) - 2, first - 1, -1):
+            yield _cut(program, i, -1 if spread else None)
+    for n in range(len(program.steps)):
+        yield _bypassed(program, n)
+    for i in program.inputs:  # one device
+        if i.split is not None and len({x.split for x in program.inputs}) == 1:
+            yield dataclasses.replace(program, inputs=tuple(
+                dataclasses.replace(x, split=None) for x in program.inputs))
+            break
+
+
 def shrink(program: Program, fails: Callable[[Program], bool], tries: int = 60) -> Program:
     """A smaller program for which `fails` still holds: shorter, then with values for steps."""
-    def smaller(p: Program) -> Iterable[Program]:
-        first = len(p.inputs)
-        for i in range(first, first + len(p.steps)):
-            yield _without_unread(p, i)
-        for i in range(first + len(p.steps) - 2, first - 1, -1):
-            yield _cut(p, i)
-
-    progress = True
+    progress, seen = True, {program}
     while progress and tries > 0:
         progress = False
-        for candidate in smaller(program):
-            if len(candidate.steps) >= len(program.steps) or not candidate.steps:
+        for candidate in _smaller(program):
+            if candidate in seen or not candidate.steps:
                 continue
+            seen.add(candidate)
             tries -= 1
-            try:
-                finite = all(np.isfinite(v.data).all() for v in evaluate(candidate))
-            except (IndexError, ValueError):  # fresh numbers where an index was
-                finite = False
-            if finite and fails(candidate):
+            if sound(candidate) and fails(candidate):
                 program, progress = candidate, True
                 break
             if tries <= 0:
                 break
     return program
+
+
+def sound(program: Program) -> bool:
+    """Whether the reference can run it, with dtypes that fit."""
+    try:
+        values = evaluate(program)
+        for i, value in program.updates:
+            given, new = values[i], values[value]
+            if (given.dtype, given.data.shape) != (new.dtype, new.data.shape):
+                return False
+        whole = unrolled(program, UPDATE_CALLS)[0] if program.updates else program
+        return in_range(whole, evaluate(whole) if program.updates else values)
+    except (IndexError, ValueError, TypeError):  # fresh numbers where an index was
+        return False
 
 
 # ------------------------------------------------------------------------------------ generator
@@ -1030,11 +1537,13 @@ class Builder:
         self.inputs: list[Input] = []
         self.steps: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = []
         self.values: dict[Any, Value] = {}
+        self.updates: list[tuple[Any, Any]] = []
+        self.plain = False  # no sines: a hundred operations each, once for every window they are in
 
     # Values are named ("x", n) and ("v", n) until the program is done: inputs may come late.
     def input(self, shape: Sequence[int], dtype: str = "float32", kind: str = "small",
-              high: int = 0) -> Any:
-        given = Input(tuple(shape), dtype, self.rng.randrange(2**31), kind, high)
+              high: int = 0, split: int | None = None) -> Any:
+        given = Input(tuple(shape), dtype, self.rng.randrange(2**31), kind, high, split)
         key = ("x", len(self.inputs))
         self.inputs.append(given)
         self.values[key] = input_value(given)
@@ -1069,6 +1578,7 @@ class Builder:
         return reads[0] if key is None else key
 
     def program(self, family: str) -> Program:
+        """The program; without its updates where repeating them would leave the safe range."""
         first = len(self.inputs)
 
         def place(key: Any) -> int:
@@ -1076,20 +1586,26 @@ class Builder:
 
         steps = tuple(Step(op, tuple(place(k) for k in reads), args)
                       for op, reads, args in self.steps)
-        return Program(tuple(self.inputs), steps, family)
+        made = Program(tuple(self.inputs), steps, family,
+                       tuple((i[1], place(value)) for i, value in self.updates))
+        return made if sound(made) else dataclasses.replace(made, updates=())
 
     # ------------------------------------------------------------------- pieces of programs
 
     def dim(self, most: int = 0) -> int:
         """A side length: often small, often odd or just beside a vector width."""
-        most = most or (4, 8, 20, 40)[min(self.size, 3)]
-        choices = [n for n in (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40)
-                   if n <= most]
+        most = most or (4, 8, 20, 40, 130)[min(self.size, 4)]
+        choices = [n for n in (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40, 61, 64,
+                               67, 96, 97, 128, 129) if n <= most and 8 * n >= most]
         return self.rng.choice(choices)
 
     def some_shape(self, lo: int = 1, hi: int = 4) -> tuple[int, ...]:
         rank = self.rng.randint(lo, hi)
         most = {0: 0, 1: 0, 2: 40, 3: 16, 4: 9, 5: 5}.get(rank, 4)
+        if self.size > 3 and rank <= 2:  # primes and powers, and one beside them
+            long = self.rng.choice((509, 512, 1021, 4096, 4099, 10007) if rank == 1
+                                   else (67, 128, 257, 509))
+            return (long,) if rank == 1 else (self.dim(67), long)[:: self.rng.choice((1, -1))]
         return tuple(self.dim(min(most, 40) if self.size > 1 and most else 0)
                      for _ in range(rank))
 
@@ -1117,6 +1633,8 @@ class Builder:
         if dtype == "bool":
             return self.apply("not", [key])
         op = self.rng.choice([*UNARY, *(UNARY_FLOAT if is_float(dtype) else UNARY_INT)])
+        if self.plain and op in ("sin", "cos"):
+            op = "tanh"
         if op in ("neg", "sign", "abs") and dtype.startswith("u"):
             op = "square"
         if op in ("log", "log2", "sqrt", "rsqrt", "reciprocal", "pow_const"):
@@ -1169,11 +1687,8 @@ class Builder:
     def cast(self, key: Any, to: str | None = None) -> Any:
         to = to or self.any_type()
         data = self.values[key].data
-        if is_float(self.dtype(key)) and to in INTS:  # out of range is undefined everywhere
-            info = np.iinfo(FORMATS[to].store)
-            if data.min() < (0 if to.startswith("u") else info.min + 1) or \
-                    data.max() >= min(info.max, 2**53):
-                return key
+        if is_float(self.dtype(key)) and to in INTS and not castable(data, to):
+            return key
         return key if to == self.dtype(key) else self.apply("cast", [key], to)
 
     def bitcast(self, key: Any) -> Any:
@@ -1361,7 +1876,8 @@ def _conv_arguments(b: Builder, kernel: Sequence[int]) -> tuple[Any, Any, Any]:
 
 
 def _conv_family(b: Builder) -> None:
-    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.93 else "int32"
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.93 else b.rng.choice(INTS)
+    b.plain = True
     n = rng.choice((1, 2, 2, 2, 2, 3 if b.size > 1 else 2))
     kernel = tuple(rng.choice((1, 2, 3, 3, 4, 5)[: 6 if n < 3 else 3]) for _ in range(n))
     stride, dilation, padding = _conv_arguments(b, kernel)
@@ -1370,7 +1886,7 @@ def _conv_family(b: Builder) -> None:
     cout = groups * rng.choice((1, 2, 3, 4, 8))
     if rng.random() < 0.15:  # depthwise
         groups = cin = cout = rng.choice((2, 4, 5))
-    most = {1: 33, 2: 14, 3: 6}[n]
+    most = {1: 33, 2: 14, 3: 6}[n] if b.size else 5
     spatial = tuple(max(d * (k - 1) + 1, rng.randint(1, most))
                     for k, d in zip(kernel, dilation, strict=True))
     x = b.strided_input((batch, cin, *spatial), dtype)
@@ -1398,6 +1914,7 @@ def _conv_family(b: Builder) -> None:
 
 def _pool(b: Builder) -> None:
     rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.85 else b.rng.choice(INTS)
+    b.plain = True
     n = rng.choice((1, 2, 2, 2, 3))
     kernel = tuple(rng.choice((1, 2, 2, 3, 3, 4)) for _ in range(n))
     stride, dilation, _ = _conv_arguments(b, kernel)
@@ -1405,7 +1922,7 @@ def _pool(b: Builder) -> None:
         stride = kernel
     padding = tuple(rng.randint(0, k // 2) for k in kernel[::-1] for _ in (0, 1)) \
         if rng.random() < 0.5 else (0,) * (2 * n)
-    most = {1: 40, 2: 15, 3: 7}[n]
+    most = {1: 40, 2: 15, 3: 7}[n] if b.size else 5
     spatial = tuple(max(d * (k - 1) + 1, rng.randint(1, most))
                     for k, d in zip(kernel, dilation, strict=True))
     x = b.strided_input((rng.randint(1, 3), rng.randint(1, 5), *spatial), dtype)
@@ -1422,32 +1939,51 @@ def _pool(b: Builder) -> None:
 
 def _index(b: Builder) -> None:
     rng = b.rng
-    dtype = rng.choice(("float32",) * 4 + ("float64", "float16", "int32", "int64", "uint8"))
+    dtype = rng.choice(("float32",) * 4 + ("float64", "float16", "bfloat16", "int32", "int64",
+                                           "uint8", "int8", "uint64", "bool"))
     key = b.input(b.some_shape(2, 3), dtype)
     for _ in range(rng.randint(1, 3)):
         shape = b.shape(key)
         rank = len(shape)
-        kind = rng.choice(("move", "move", "gather", "take", "take_column", "cumsum", "scan",
-                           "scatter", "sort", "one_hot", "point"))
+        kind = rng.choice(("move", "gather", "take", "take_column", "cumsum", "scan", "scatter",
+                           "scatter_add", "sort", "one_hot", "point", "take_pair", "take_last",
+                           "take_after_slice", "pick", "topk"))
         axis = rng.randrange(rank) if rank else 0
+        signed = rng.choice(("index", "signed"))
         if kind == "gather" and rank:
             sizes = tuple(rng.randint(1, 9) if a == axis else s for a, s in enumerate(shape))
             key = b.apply("gather", [key, b.input(sizes, "int32", "index", shape[axis])], axis)
         elif kind == "take" and rank:
-            index = b.input(rng.choice(((5,), (2, 3), (1,))), "int32", "index", shape[0])
+            index = b.input(rng.choice(((5,), (2, 3), (1,))), "int32", signed, shape[0])
             key = b.apply("take", [key, index])
-        elif kind == "take_column" and rank > 1:
-            key = b.apply("take_column", [key, b.input((4,), "int32", "index", shape[1])])
+        elif kind in ("take_column", "take_after_slice") and rank > 1:
+            index = b.input((4,), rng.choice(("int32", "int64")), signed, shape[1])
+            key = b.apply(kind, [key, index], *([rng.randrange(shape[0])]
+                                                if kind == "take_after_slice" else []))
+        elif kind == "take_pair" and rank > 1:
+            rows, columns = rng.choice((((4,), (4,)), ((3, 1), (2,)), ((1,), (5,))))
+            key = b.apply("take_pair", [key, b.input(rows, "int32", signed, shape[0]),
+                                        b.input(columns, "int32", signed, shape[1])])
+        elif kind == "take_last" and rank:
+            key = b.apply("take_last", [key, b.input((3,), "int32", signed, shape[-1])])
+        elif kind == "pick" and rank:
+            key = b.apply("pick", [key], axis, rng.randrange(-shape[axis], shape[axis]))
         elif kind == "cumsum" and rank:
             key = b.apply("cumsum", [key], axis)
-        elif kind == "scan" and rank and shape[axis] <= 16:
+        elif kind == "scan" and rank and shape[axis] <= 16 and b.dtype(key) != "bool":
             key = b.apply(rng.choice(("cumprod", "cummax")), [key], axis)
-        elif kind == "scatter" and rank and is_float(b.dtype(key)) and math.prod(shape) < 500:
+        elif kind in ("scatter", "scatter_add") and rank and math.prod(shape) < 500 and \
+                (kind == "scatter" or is_float(b.dtype(key))):
             sizes = tuple(rng.randint(1, s) for s in shape)
-            key = b.apply("scatter_add", [key, b.input(sizes, "int32", "index", shape[axis]),
-                                          b.input(sizes, b.dtype(key))], axis)
-        elif kind == "sort" and rank and shape[axis] <= 9 and b.size < 3:
-            key = b.apply("sort", [key], axis)
+            op = "scatter" if kind == "scatter" else rng.choice(("scatter_add", "scatter_max"))
+            index = b.input(sizes, "int32", f"unique{axis}" if kind == "scatter" else "index",
+                            shape[axis])
+            key = b.apply(op, [key, index, b.input(sizes, b.dtype(key))], axis)
+        elif kind in ("sort", "topk") and rank and b.size < 3 and b.dtype(key) != "bool":
+            if kind == "topk" and shape[-1] <= 9:
+                key = b.apply("topk", [key], rng.randint(1, shape[-1]))
+            elif kind == "sort" and shape[axis] <= 9:
+                key = b.apply("sort", [key], axis)
         elif kind == "one_hot" and rank <= 2:
             labels = b.input(shape[:1] or (3,), "int32", "index", 7)
             hot = b.cast(b.apply("one_hot", [labels], 7), b.dtype(key))
@@ -1499,7 +2035,8 @@ def _network(b: Builder) -> None:
     activation = rng.choice(("relu", "tanh", "silu", "gelu", "sigmoid"))
     batch = rng.randint(1, 5)
     if rng.random() < 0.5:
-        cin, cout, side = rng.randint(1, 3), rng.randint(2, 5), rng.randint(6, 10)
+        cin, cout = rng.randint(1, 3), rng.randint(2, 5)
+        side = rng.randint(6, 10) if b.size else 5
         key = b.apply("conv", [b.input((batch, cin, side, side)),
                                b.input((cout, cin, 3, 3))], 1, (1, 1), (1, 1), (1,) * 4)
         key = b.apply(activation, [key])
@@ -1510,7 +2047,7 @@ def _network(b: Builder) -> None:
         key = b.apply("mul_const", [key], 0.125)
     else:
         key = b.input((batch, b.dim()))
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 3 if b.size else 1)):
         out = b.dim()
         key = b.apply("matmul", [key, b.strided_input((b.shape(key)[1], out), "float32")])
         key = b.apply("add", [key, b.input((out,))])
@@ -1522,6 +2059,267 @@ def _network(b: Builder) -> None:
         b.apply("cross_entropy", [key, labels])
     else:
         b.apply("log_softmax", [key], -1)
+
+
+def _movement(b: Builder) -> None:
+    """Chains of views: a kernel's index expressions."""
+    kind = b.any_type()
+    key = b.input(b.some_shape(2, 4), kind, "wide" if kind in INTS and b.rng.random() < 0.5
+                  else "small")
+    for _ in range(b.rng.randint(2, 6)):
+        key = b.move(key)
+        if b.rng.random() < 0.15:
+            key = b.pointwise(key, 1)
+    if b.rng.random() < 0.3:
+        key = b.reduce(key)
+    if not b.steps or b.rng.random() < 0.2:
+        b.apply("cat", [key, key], 0)
+
+
+def _part(b: Builder, shape: Sequence[int]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Slices of a tensor of this shape, and the shape of that part."""
+    parts = []
+    for s in shape[: b.rng.randint(1, len(shape))]:
+        lo = b.rng.randint(0, s - 1)
+        parts.append(b.rng.choice(((lo, b.rng.randint(lo + 1, s), 1), (None, None, None),
+                                   (None, None, 2), (None, None, -1), (-1 - lo, None, None))))
+    return tuple(parts), np.empty(shape)[_slices(parts)].shape
+
+
+def _inplace(b: Builder) -> None:
+    """A copy, changed in place: the whole of it, a part, or where an index says."""
+    rng = b.rng
+    key = b.input(b.some_shape(1, 3), b.any_type())
+    for _ in range(rng.randint(1, 3)):
+        shape, dtype = b.shape(key), b.dtype(key)
+        kind = rng.choice(("set_slice", "set_slice", "set_const", "set_at", "add_slice", "assign",
+                           "assign_turned", "mse_step", "point", "move"))
+        if kind in ("set_slice", "add_slice") and shape and dtype != "bool":
+            parts, inside = _part(b, shape)
+            key = b.apply(kind, [key, b.input(inside if rng.random() < 0.7 else inside[-1:],
+                                              dtype)], parts)
+        elif kind == "set_const" and shape and dtype != "bool":
+            key = b.apply(kind, [key], _part(b, shape)[0], 2.5 if is_float(dtype) else 3)
+        elif kind == "set_at" and shape:
+            count = rng.randint(1, shape[0])
+            index = b.input((count,), "int32", "unique0", shape[0])
+            key = b.apply(kind, [key, index, b.input((count, *shape[1:]), dtype)])
+        elif kind == "assign" and dtype != "bool":
+            key = b.apply(kind, [key, b.input(shape, dtype)])
+        elif kind == "assign_turned" and shape:
+            key = b.apply(kind, [key])
+        elif kind == "mse_step" and len(shape) == 2 and dtype in ("float32", "float64"):
+            key = b.apply(kind, [key, b.input((b.dim(), shape[0]), dtype)], 0.125)
+        elif kind == "move":
+            key = b.move(key)
+        else:
+            key = b.pointwise(key, 1)
+    if not b.steps:
+        b.apply("assign_turned", [key])
+
+
+def _update(b: Builder) -> None:
+    """A state that every call changes in place: optimizers, running means, counters."""
+    rng = b.rng
+    dtype = rng.choice(("float32",) * 4 + ("float64", "float16", "int32", "uint8"))
+    kind = rng.choice(("momentum", "adam", "running", "fit", "turn", "mask", "part", "count")
+                      if is_float(dtype) else ("turn", "mask", "part", "count"))
+    shape = b.some_shape(1, 2)
+    if kind == "turn" and rng.random() < 0.5:
+        shape = (shape[0], shape[0])
+    p, x = b.input(shape, dtype), b.input(shape, dtype)
+
+    def mix(old: Any, share: float, new: Any) -> Any:
+        return b.apply("add", [b.apply("mul_const", [old], share),
+                               b.apply("mul_const", [new], 1 - share)])
+
+    if kind == "momentum":
+        m = b.input(shape, dtype)
+        speed = mix(m, 0.75, b.pointwise(x, 1) if rng.random() < 0.3 else x)
+        b.updates = [(m, speed), (p, b.apply("sub", [p, b.apply("mul_const", [speed], 0.125)]))]
+    elif kind == "adam":
+        m, v = b.input(shape, dtype), b.apply("square", [x])
+        second = b.input(shape, dtype)
+        first, spread = mix(m, 0.75, x), mix(b.positive(second), 0.75, v)
+        change = b.apply("div", [first, b.apply("sqrt", [spread])])
+        b.updates = [(m, first), (second, spread),
+                     (p, b.apply("sub", [p, b.apply("mul_const", [change], 0.125)]))]
+    elif kind == "running":
+        rows = b.input((b.dim(), *shape), dtype)
+        b.updates = [(p, mix(p, 0.75, b.apply("mean", [rows], 0, False)))]
+    elif kind == "fit" and dtype in ("float32", "float64"):
+        w = b.input((b.dim(), b.dim()), dtype)
+        b.updates = [(w, b.apply("mse_step", [w, b.input((b.dim(), b.shape(w)[0]), dtype)],
+                                 0.125))]
+    elif kind == "turn":
+        view = b.apply("permute", [p], (1, 0)) if len(shape) == 2 and len(set(shape)) == 1 \
+            else b.apply("flip", [p], (0,))
+        b.updates = [(p, b.apply("minimum", [view, x]) if rng.random() < 0.5 else view)]
+    elif kind == "mask":
+        test = b.apply("lt", [x, b.input(shape, dtype)])
+        b.updates = [(p, b.apply("where", [test, p, x]))]
+    elif kind == "part":
+        parts, inside = _part(b, shape)
+        b.updates = [(p, b.apply("set_slice", [p, b.input(inside, dtype)], parts))]
+    else:
+        b.updates = [(p, b.apply("add", [p, x]))]
+    b.updates = [(i, value) for i, value in b.updates if value != i]
+    if rng.random() < 0.6:  # a result beside it, of the state as it was
+        b.reduce(b.apply("mul", [p, x])) if rng.random() < 0.7 else b.apply("sub", [x, p])
+    if not b.steps:
+        b.apply("add", [p, x])
+
+
+def _symbolic(b: Builder) -> None:
+    """Sizes that are variables, bound to a value: one kernel for all of them."""
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.8 else b.rng.choice(INTS)
+    high = rng.choice((4, 7, 8, 10, 16, 33)[: 4 + b.size])
+    value = rng.randint(1, high)
+
+    def sized(shape: Sequence[int], axis: int) -> Any:
+        return b.apply("upto", [b.input(shape, dtype)], axis, 0, value, high)
+
+    rank = rng.randint(1, 3)
+    axis: int | None = rng.randrange(rank)
+    key = sized([high if a == axis else b.dim() for a in range(rank)], axis)
+    if rng.random() < 0.15:
+        room = rng.randint(1, 3)
+        given = b.input([high + room if a == axis else b.dim() for a in range(rank)], dtype)
+        if rng.random() < 0.5:
+            key = b.apply("window", [given], axis, 0, value, high, room)
+        else:
+            part = tuple(room if a == axis else s for a, s in enumerate(b.shape(given)))
+            key = b.apply("write_window", [given, b.input(part, dtype)], axis, 0, value, high,
+                          room)
+        b.pointwise(key, 0)
+        b.unary(key)
+        return
+    for _ in range(rng.randint(1, 5)):
+        shape = b.shape(key)
+        rank, dtype = len(shape), b.dtype(key)
+        if dtype == "bool":
+            break
+        kind = rng.choice(("unary", "unary", "sibling", "row", "permute", "flip", "pad", "reduce",
+                           "softmax", "matmul", "where", "cat", "cast"))
+        if kind == "sibling":
+            other = b.input(shape, dtype) if axis is None else \
+                sized([high if a == axis else s for a, s in enumerate(shape)], axis)
+            key = b.binary(key, other)
+        elif kind == "row":
+            key = b.binary(key, b.input([1 if a == axis else s for a, s in enumerate(shape)],
+                                        dtype))
+        elif kind == "where":
+            other = b.input([1 if a == axis else s for a, s in enumerate(shape)], dtype)
+            key = b.apply("where", [b.apply(rng.choice(("lt", "ge")), [key, other]), key, other])
+        elif kind == "permute" and rank > 1:
+            order = list(range(rank))
+            rng.shuffle(order)
+            key = b.apply("permute", [key], tuple(order))
+            axis = None if axis is None else order.index(axis)
+        elif kind == "flip" and rank:
+            key = b.apply("flip", [key], (rng.randrange(rank),))
+        elif kind in ("pad", "cat") and rank and rng.random() < 0.5:  # no axis is n0 long any more
+            at = rng.randrange(rank)
+            pads = tuple((rng.randint(0, 2), rng.randint(0, 2)) if a == at else (0, 0)
+                         for a in range(rank))
+            if kind == "pad":
+                key = b.apply("pad", [key], pads, 0.0 if is_float(dtype) else 0)
+            else:
+                key = b.apply("cat", [key, key], at)
+            if at == axis:
+                b.unary(key)
+                break
+        elif kind == "reduce" and rank:
+            at = rng.randrange(rank)
+            op = rng.choice(("sum", "max", "min", *(("mean", "var", "logsumexp")
+                                                    if is_float(dtype) else ())))
+            made = b.try_apply(op, [key], at, False)
+            if made is not None:
+                key = made
+                axis = None if axis in (at, None) else axis - (at < axis)
+        elif kind == "softmax" and rank and is_float(dtype):
+            key = b.apply(rng.choice(("softmax", "log_softmax")), [key], rng.randrange(rank))
+        elif kind == "matmul" and rank == 2:
+            if axis == 1:
+                other, new = sized((high, b.dim()), 0), None
+            else:
+                other, new = b.input((shape[1], b.dim()), dtype), axis
+            made = b.try_apply("matmul", [key, other])
+            key, axis = (made, new) if made is not None else (key, axis)
+        elif kind == "cast" and dtype != "bool":
+            key = b.cast(key, rng.choice(("float32", "float64", "float16", "int32")))
+        else:
+            key = b.unary(key)
+
+
+def _devices(b: Builder) -> None:
+    """Tensors on two devices: split along an axis, copied to both, moved over, summed across."""
+    rng, dtype = b.rng, b.float_type() if b.rng.random() < 0.8 else b.rng.choice(INTS)
+    shape = list(b.some_shape(1, 3))
+    if rng.random() < 0.2:  # there and back
+        x, y = (b.apply("to", [b.input(shape, dtype)], 1) for _ in "xy")
+        key = b.apply("to", [b.pointwise(b.apply("add", [x, y]), 0)], 0)
+        b.pointwise(key)
+        return
+    at: int = rng.choice((-1, *range(len(shape))))  # the axis that is split, or -1
+    if at >= 0:
+        shape[at] = 2 * rng.randint(1, max(1, shape[at] // 2))
+    key = b.input(shape, dtype, split=at)
+    for _ in range(rng.randint(2, 5)):
+        here, dtype = b.shape(key), b.dtype(key)
+        rank = len(here)
+        kind = rng.choice(("unary", "unary", "sibling", "copy", "where", "permute", "flip", "pad",
+                           "reduce", "reduce", "softmax", "matmul", "matmul", "take"))
+        others = [a for a in range(rank) if a != at]
+        if dtype == "bool" and kind not in ("permute", "flip", "reduce"):
+            kind = "unary"
+        if kind in ("sibling", "copy"):
+            key = b.binary(key, b.input(here, dtype, split=at if kind == "sibling" else -1))
+        elif kind == "where":
+            low = b.input(here, dtype, split=at)
+            key = b.apply("where", [b.apply("lt", [key, low]), key, low])
+        elif kind == "permute" and rank > 1:
+            order = list(range(rank))
+            rng.shuffle(order)
+            key = b.apply("permute", [key], tuple(order))
+            at = at if at < 0 else order.index(at)
+        elif kind == "flip" and others:
+            key = b.apply("flip", [key], (rng.choice(others),))
+        elif kind == "pad" and others:
+            side = rng.choice(others)
+            key = b.apply("pad", [key], tuple((1, 2) if a == side else (0, 0)
+                                              for a in range(rank)),
+                          0.0 if is_float(dtype) else 0)
+        elif kind == "reduce" and rank:
+            side = rng.randrange(rank)
+            op = rng.choice(("sum", "max", "min", *(("mean", "prod") if is_float(dtype) else ())))
+            if dtype == "bool":
+                op = rng.choice(("any", "all", "sum"))
+            if op == "prod" and here[side] > 16:
+                op = "sum"
+            made = b.try_apply(op, [key], side, False)
+            if made is not None:
+                key, at = made, -1 if at == side else at - (0 <= side < at)
+        elif kind == "softmax" and rank and is_float(dtype):
+            key = b.apply("softmax", [key], rng.randrange(rank))
+        elif kind == "matmul" and rank == 2:
+            out = b.dim()
+            made = b.try_apply("matmul", [key, b.input((here[1], out), dtype,
+                                                       split=0 if at == 1 else -1)])
+            if made is not None:
+                key, at = made, -1 if at == 1 else at
+        elif kind == "take" and rank and at != 0:
+            key = b.apply("take", [key, b.input((3,), "int32", "signed", here[0], split=-1)])
+            if len(b.shape(key)) != rank:
+                break
+        else:
+            key = b.unary(key)
+    if rng.random() < 0.3:
+        key = b.apply("to", [key], 0)
+        if b.dtype(key) != "bool":
+            key = b.apply("add", [key, b.input(b.shape(key), b.dtype(key))])
+    if not b.steps:
+        b.apply("add", [key, key])
 
 
 def _contraction(b: Builder) -> None:
@@ -1538,6 +2336,11 @@ FAMILIES: dict[str, Callable[[Builder], None]] = {
     "index": _index,
     "softmax": _softmax_family,
     "network": _network,
+    "movement": _movement,
+    "inplace": _inplace,
+    "update": _update,
+    "symbolic": _symbolic,
+    "devices": _devices,
     "contraction": _contraction,
 }
 
@@ -1546,8 +2349,8 @@ def random_program(rng: random.Random, size: int = 2,
                    families: Sequence[str] = tuple(FAMILIES)) -> Program:
     """A program that the reference can run: finite, in range, at least one step.
 
-    size 0 makes sides of at most 4, 3 sides of at most 40.  rng may be hypothesis's
-    (`st.randoms()`) or a plain `random.Random(seed)`."""
+    size 0 makes sides of at most 4, 3 sides of at most 40, 4 sides that fill threads and tiles.
+    rng may be hypothesis's (`st.randoms()`) or a plain `random.Random(seed)`."""
     family = rng.choice(list(families))
     builder = Builder(rng, size)
     FAMILIES[family](builder)
@@ -1563,7 +2366,7 @@ def seeded(seed: int, size: int = 2, families: Sequence[str] = tuple(FAMILIES)) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="random tensor programs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", "--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--size", type=int, default=2)
     parser.add_argument("--family", action="append", choices=sorted(FAMILIES))
@@ -1572,8 +2375,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="take programs from FILE, one a line")
     parser.add_argument("--save", metavar="FILE", help="write the device's results as .npz")
+    many = parser.add_argument_group("every way to run a program, see ways.py")
+    many.add_argument("--ways", help="all, or names: fast,plain")
+    many.add_argument("--log", default="programs.jsonl", help="a line a case; goes on from there")
+    many.add_argument("--failures", default="failures", help="a folder for scripts of what failed")
+    many.add_argument("--jobs", type=int, default=1, help="processes")
+    many.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     families = args.family or tuple(FAMILIES)
+    if args.ways:
+        import ways
+
+        return ways.main(args)
     if args.json:
         with open(args.json, encoding="utf-8") as lines:
             todo = [from_json(line) for line in lines if line.strip()]
@@ -1582,14 +2395,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.save:  # the other half of comparing two settings of one device
         arrays = {}
         for n, program in enumerate(todo):
-            outs, grads = run_tinygrad(program, args.device, args.jit,
-                                       args.backward and has_gradient(program))
-            arrays.update({f"{n}_{m}": a for m, a in enumerate([*outs, *grads])})
+            calls = run_tinygrad(Expected(program, args.jit, args.backward), args.device)
+            arrays.update({f"{n}_{m}": a for m, a in enumerate(a for c in calls for a in c)})
         np.savez(args.save, **arrays)
         return 0
     if not args.device:
         for program in todo:
-            print(source(program, args.backward))
+            print(source(Expected(program, args.jit, args.backward)))
         return 0
     total, failed = Report(), 0
     for n, program in enumerate(todo):
@@ -1604,4 +2416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(Path(__file__).parent))
+    import programs  # the module that ways.py knows, not a second one called __main__
+
+    sys.exit(programs.main())
