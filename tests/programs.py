@@ -2374,7 +2374,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="take programs from FILE, one a line")
-    parser.add_argument("--save", metavar="FILE", help="write the device's results as .npz")
     many = parser.add_argument_group("every way to run a program, see ways.py")
     many.add_argument("--ways", help="all, or names: fast,plain")
     many.add_argument("--log", default="programs.jsonl", help="a line a case; goes on from there")
@@ -2392,13 +2391,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             todo = [from_json(line) for line in lines if line.strip()]
     else:
         todo = [seeded(s, args.size, families) for s in range(args.seed, args.seed + args.count)]
-    if args.save:  # the other half of comparing two settings of one device
-        arrays = {}
-        for n, program in enumerate(todo):
-            calls = run_tinygrad(Expected(program, args.jit, args.backward), args.device)
-            arrays.update({f"{n}_{m}": a for m, a in enumerate(a for c in calls for a in c)})
-        np.savez(args.save, **arrays)
-        return 0
     if not args.device:
         for program in todo:
             print(source(Expected(program, args.jit, args.backward)))

@@ -1,25 +1,30 @@
 """Random tensor programs against NumPy, on the device under test (TGX unless DEV says another).
 
-The generator, the reference and the tolerances are `tests/programs.py`.  Here hypothesis picks the
-seeds: the same ones every time, `derandomize` sees to that.  A failure prints a stand-alone script
-of a shrunk program, and stays here for ever by its seed, in FOUND.
+The generator, the reference and the tolerances are `tests/programs.py`; `tests/ways.py` has every
+way to run a program.  Here hypothesis picks the seeds: the same ones every time, `derandomize` sees
+to that.  A failure prints a stand-alone script of a shrunk program, which stays here in FOUND.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import programs
 import pytest
+import ways
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from programs import (
     FAMILIES,
+    Expected,
     Input,
     Mismatch,
     Program,
@@ -29,12 +34,21 @@ from programs import (
     from_json,
     has_gradient,
     random_program,
-    run_numpy,
     seeded,
     shrink,
     source,
     to_json,
 )
+from tinygrad.codegen import to_program_cache
+from tinygrad.mixin import gradient
+from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, identity_element
+from ways import WAYS, Case, case, entered, is_failure, outcome, script_of
+from ways import run_cases as run_cases_of
+
+from tgx.devices import emit as tgx_emit
+from tgx.devices import renderer, values
+from tgx.devices.record import record_of
+from tgx.devices.writer import TYPES, literal, splat_literal
 
 # One CPU device stands for all: the device is a choice of the run, not of the test.
 DEVICE = os.environ.get("DEVICE") or os.environ.get("DEV", "TGX").split(":")[0]
@@ -58,6 +72,8 @@ def verify(program: Program, jit: bool = False, backward: bool = False) -> Repor
     try:
         return check(program, DEVICE, jit, backward)
     except Mismatch as first:
+        if programs.refusal(str(first)):  # tinygrad cannot run it, anywhere
+            return Report()
         error = first
 
         def fails(candidate: Program) -> bool:
@@ -81,9 +97,8 @@ def run_cases(family: str, count: int, size: int, tier: str) -> None:
     @given(SEEDS)
     def one(seed: int) -> None:
         nonlocal report, ran
-        rng = random.Random(seed)
-        program = random_program(rng, size, (family,))
-        assume(not programs.wraps_under_max(program) and not programs.sums_a_repeat(program))
+        program = random_program(random.Random(seed), size, (family,))
+        assume(not programs.known_fault(program))
         ran += 1
         report += verify(program, jit=ran % 5 == 0, backward=ran % 2 == 0 or tier == "slow")
 
@@ -108,56 +123,60 @@ def test_thousand_random_programs(family: str) -> None:
     run_cases(family, count=125, size=2, tier="slow")
 
 
-# ------------------------------------------------------- both paths of the contraction compiler
+# ----------------------------------------------------- every way to run a program, side by side
+
+TGX_WAYS = [name for name, way in WAYS.items() if way.device == "TGX"]
+on_tgx = pytest.mark.skipif(DEVICE != "TGX", reason="the ways are those of TGX")
 
 
-def results_under(tmp_path: Path, todo: list[Program], **variables: str) -> dict[str, np.ndarray]:
-    """Outputs and gradients of the programs, from a process of its own with these variables."""
-    listing, out = tmp_path / "programs.jsonl", tmp_path / "results.npz"
-    listing.write_text("".join(to_json(p) + "\n" for p in todo), encoding="utf-8")
-    here = Path(programs.__file__)
-    paths = os.pathsep.join((str(here.parents[1]), os.environ.get("PYTHONPATH", "")))
-    run = subprocess.run(
-        [sys.executable, "-c", "import sys, tgx, runpy; sys.argv = sys.argv[1:]; "
-         "runpy.run_path(sys.argv[0], run_name='__main__')", str(here), "--json", str(listing),
-         "--device", DEVICE, "--backward", "--save", str(out)],
-        env={**os.environ, "PYTHONPATH": paths, **variables}, capture_output=True, text=True,
-        check=False)
-    assert run.returncode == 0, run.stderr[-4000:]
-    with np.load(out) as arrays:
-        return dict(arrays)
+def hold(case: Case, ways: Iterable[str]) -> None:
+    """Every way agrees with NumPy, and those of TGX with each other."""
+    if not programs.known_fault(case.program):
+        for way, result in outcome(case, ways).items():
+            assert not is_failure(result), script_of(case, way, result, "program.py")
 
 
-def compare_paths(tmp_path: Path, todo: list[Program]) -> None:
-    """TGX_FAST=1 and =0 agree, element by element: outputs and whole gradients."""
-    fast = results_under(tmp_path, todo, TGX_FAST="1")
-    plain = results_under(tmp_path, todo, TGX_FAST="0")
-    assert fast.keys() == plain.keys()
-    for key, a in fast.items():
-        program, b = todo[int(key.split("_")[0])], plain[key]
-        values = programs.evaluate(program)
-        coarse = max(programs.FORMATS[v.dtype].eps for v in values)
-        scale = max(float(np.abs(b.astype(np.float64)).max(initial=0)), 1.0)
-        tolerance = max(coarse, 2.0**-24) * 64 * scale
-        far = np.abs(a.astype(np.float64) - b.astype(np.float64))
-        assert a.dtype == b.dtype and a.shape == b.shape
-        assert (far <= tolerance).all(), (
-            f"result {key}: fast and plain differ by {far.max():.3g} (allowed {tolerance:.3g})\n"
-            + source(program, has_gradient(program)))
+@on_tgx
+@pytest.mark.parametrize("seed", range(24))
+def test_every_way_agrees(seed: int) -> None:
+    """The fixed set: the first cases of the 10,000 of `programs.py --ways all`."""
+    hold(case(seed), WAYS)
 
 
-def contractions(count: int, start: int, size: int) -> list[Program]:
-    return [seeded(s, size, ("contraction",)) for s in range(start, start + count)]
+@on_tgx
+@pytest.mark.parametrize("seed", range(500, 504))
+def test_fast_and_plain_agree(seed: int) -> None:
+    hold(Case(seed, seeded(seed, 1, ("contraction",)), backward=True), TGX_WAYS)
 
 
-def test_fast_and_plain_agree(tmp_path: Path) -> None:
-    compare_paths(tmp_path, contractions(5, start=500, size=1))
-
-
+@on_tgx
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fast_and_plain_agree_on_many(tmp_path: Path) -> None:
-    compare_paths(tmp_path, contractions(200, start=1000, size=3))
+def test_fast_and_plain_agree_on_many() -> None:
+    for seed in range(1000, 1200):
+        hold(Case(seed, seeded(seed, 3, ("contraction",)), backward=True), TGX_WAYS)
+
+
+def paths_of(case: Case, way: str) -> list[tuple[str, int]]:
+    """How each kernel of a case was made on a way, and in how many pieces."""
+    found = []
+    with entered(WAYS[way]):
+        programs.run_tinygrad(case.expected, WAYS[way].device)
+        for compiled in to_program_cache.values():
+            record = record_of(compiled.src[2].arg)
+            found.append((record.path, int(compiled.arg.global_size[0])))
+    return found
+
+
+@on_tgx
+def test_the_ways_are_different() -> None:
+    """Comparing a path with itself would prove nothing."""
+    product = Case(0, Program((Input((40, 9), "float32", 1), Input((9, 70), "float32", 2)),
+                              (Step("matmul", (0, 1)),)))
+    assert paths_of(product, "fast") == [("tile", 1)]
+    assert paths_of(product, "plain") == [("loops", 1)]
+    ((path, pieces),) = paths_of(product, "chunks")
+    assert path == "tile" and pieces > 1
 
 
 # ------------------------------------------------------------------ the net itself: does it hold?
@@ -174,7 +193,7 @@ def test_programs_are_data() -> None:
         program = seeded(seed)
         assert from_json(to_json(program)) == program
         assert program == seeded(seed)  # and the same for the same seed
-        compile(source(program, has_gradient(program)), "program", "exec")
+        compile(source(Expected(program, backward=True)), "program", "exec")
     with pytest.raises(ValueError, match="no such operation: system"):
         from_json('{"inputs": [], "steps": [{"op": "system", "reads": [], "args": []}]}')
 
@@ -186,18 +205,28 @@ def test_inputs_are_never_zero() -> None:
             assert dtype == "bool" or (values != 0).all()
 
 
-def test_source_runs_alone(tmp_path: Path) -> None:
-    """The printed script needs nothing of ours, and computes what the reference says."""
-    program = Program((Input((2, 3), "float32", 5),), (Step("sum", (0,), (1, False)),))
-    script = tmp_path / "program.py"
-    script.write_text(source(program), encoding="utf-8")
-    start = "import tgx, runpy, sys; runpy.run_path(sys.argv[1])"
+def script_result(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "program.py"
+    script.write_text(text, encoding="utf-8")
     paths = os.pathsep.join((str(Path(programs.__file__).parents[1]),
                              os.environ.get("PYTHONPATH", "")))
-    run = subprocess.run([sys.executable, "-c", start, str(script)], capture_output=True,
-                         text=True, env={**os.environ, "PYTHONPATH": paths}, check=True)
-    printed = run.stdout.strip().split(") ")[-1]
-    np.testing.assert_allclose(np.array(eval(printed)), run_numpy(program)[0], rtol=1e-6)
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": paths}, check=False)
+
+
+SCRIPTED = Program((Input((2, 3), "float32", 5), Input((3,), "float32", 6)),
+                   (Step("sub", (0, 1)), Step("sum", (2,), (1, False))))
+
+
+def test_a_script_runs_alone_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs nothing of ours, and its exit code says whether the device is right."""
+    case = Case(1, SCRIPTED, jit=True, backward=True)
+    run = script_result(tmp_path, script_of(case, "plain", "nothing", "program.py"))
+    assert (run.returncode, run.stdout) == (0, "right: TGX and NumPy agree\n"), run.stderr
+    wrong(monkeypatch, "sub", "({x} - {y}) * 1.125")
+    run = script_result(tmp_path, script_of(case, "plain", "a planted bug", "program.py"))
+    assert run.returncode == 1, run.stderr
+    assert "call 0, result 0, element 0" in run.stdout and "gradient" in run.stdout
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch, op: str, expression: str) -> None:
@@ -251,6 +280,128 @@ def test_shrinking_leaves_the_culprit(monkeypatch: pytest.MonkeyPatch) -> None:
         return False
 
     assert [s.op for s in shrink(program, fails).steps] == ["square"]
+
+
+# -------------------------------------------- planted bugs, and the way each is attributed to
+
+LESS = Case(1, Program(  # a sum of the smaller of two
+    (Input((6, 9), "float32", 1), Input((6, 9), "float32", 2)),
+    (Step("lt", (0, 1)), Step("where", (2, 0, 1)), Step("sum", (3,), (1, False)))))
+LARGEST = Case(2, Program(  # all numbers are negative
+    (Input((5, 33), "float32", 3),),
+    (Step("abs", (0,)), Step("neg", (1,)), Step("max", (2,), (1, False)))))
+TANGENT = Case(3, Program((Input((3, 4), "float32", 4),), (
+    Step("square", (0,)), Step("add_const", (1,), (0.5,)), Step("log2", (2,)))), backward=True)
+
+
+def blamed(case: Case, ways: Iterable[str] = ("fast", "plain", "python")) -> set[str]:
+    return {way for way, result in outcome(case, ways).items() if is_failure(result)}
+
+
+def swapped(row: Callable[..., Any]) -> Callable[..., Any]:
+    """An emitter row that takes its operands in the wrong order."""
+    def emit(body: Any, u: UOp) -> None:
+        turned = u.replace(src=u.src[::-1])
+        row(body, turned)
+        body.names[u] = body.names[turned]
+
+    return emit
+
+
+@on_tgx
+def test_nothing_planted_nobody_blamed() -> None:
+    assert not any(blamed(case) for case in (LESS, LARGEST, TANGENT))
+
+
+@on_tgx
+def test_a_swapped_operand_in_a_renderer_row_is_the_plain_ways(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(renderer.EMIT, Ops.CMPLT, swapped(renderer.EMIT[Ops.CMPLT]))
+    assert blamed(LESS) == {"plain"}
+
+
+@on_tgx
+def test_a_swapped_operand_in_a_tile_row_is_the_fast_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = values.OPS["cmplt"]
+    monkeypatch.setitem(values.OPS, "cmplt", lambda e, node, args: row(e, node, args[::-1]))
+    assert blamed(LESS, ("fast", "plain", "chunks", "python")) == {"fast", "chunks"}
+
+
+@on_tgx
+def test_a_wrong_reduction_identity_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest of negative numbers is not 0: in the tiles, and in tinygrad's loops."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tgx_emit, "identity", lambda op, dtype: "0.0")
+        assert blamed(LARGEST) == {"fast"}
+    with monkeypatch.context() as patch:
+        # tinygrad's patterns hold on to the function itself
+        patch.setattr(identity_element, "__code__", (lambda op, dt: dt.const(0)).__code__)
+        assert blamed(LARGEST) == {"plain", "python"}
+
+
+@on_tgx
+def test_a_wrong_gradient_formula_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tinygrad's table, so it is wrong on every way."""
+    false = PatternMatcher([(UPat(Ops.LOG2, name="ret"),
+                             lambda ctx, ret: (ctx / (ret.src[0] * math.log(3)),))])
+    monkeypatch.setattr(gradient, "pm_gradient", false + gradient.pm_gradient)
+    assert blamed(TANGENT) == {"fast", "plain", "python"}
+
+
+@on_tgx
+def test_a_small_difference_between_two_ways_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times less than NumPy's tolerance allows."""
+    row = values.OPS["exp2"]
+
+    def off(e: Any, node: Any, args: list[Any]) -> str:
+        factor = splat_literal(TYPES[args[0].dtype], args[0].lanes,
+                               literal(1 + 2.0**-16, args[0].dtype))
+        return e.let(f"fmul {args[0].type} {row(e, node, args)}, {factor}")
+
+    monkeypatch.setitem(values.OPS, "exp2", off)
+    case = Case(4, Program((Input((4, 8), "float32", 1), Input((8, 4), "float32", 2)),
+                           (Step("exp2", (0,)), Step("matmul", (2, 1)))))
+    found = outcome(case, ("plain", "fast"))
+    assert found["plain"] == "ok" and found["fast"].startswith("not as plain: call 1: v1")
+
+
+# ----------------------------------------------------------------- the run of many, and its log
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, folder = tmp_path / "log.jsonl", tmp_path / "failures"
+
+    def run(count: int) -> str:
+        assert run_cases_of(range(count), ["python"], ["reduce"], 1, log, folder) == 0
+        return capsys.readouterr().out
+
+    assert "\nall                2" in run(2)
+    with log.open("a", encoding="utf-8") as out:
+        out.write('{"seed": 2, "fam')  # killed while it wrote
+    before = log.read_text(encoding="utf-8")
+    assert "\nall                3" in run(3)
+    new = [json.loads(line) for line in
+           log.read_text(encoding="utf-8")[len(before):].splitlines() if line]
+    assert [r["seed"] for r in new if "seed" in r] == [2]
+    assert not folder.exists()
+
+
+def test_a_case_that_hangs_or_crashes_is_a_failure(tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "CASE_SECONDS", 0.05)
+    child = ways.Child(["--ways", "fast", "--failures", str(tmp_path)])
+    try:
+        (result,) = child.run(0)["ways"].values()
+    finally:
+        child.close()
+    assert is_failure(result) and result.startswith("hangs")
+
+
+def test_a_log_of_another_generator_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"generator": "another"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match="another version"):
+        run_cases_of([0], ["python"], [], 1, log, tmp_path)
 
 
 # ------------------------------------------------------------------- bugs that were found, by name
