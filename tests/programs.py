@@ -693,7 +693,7 @@ def wraps_under_max(program: Program) -> bool:
         result = values[place]
         if wrapped.intersection(step.reads):
             wrapped.add(place)
-            if step.op.startswith(("max", "min", "arg")):
+            if step.op.startswith(("max", "min", "arg", "cummax", "sort", "topk", "scatter_max")):
                 return True
         elif step.op in ("mul", "mul_int", "shl") and not is_float(result.dtype):
             exact = OPS[step.op].numpy(*(values[i].data.astype(object) for i in step.reads),
@@ -718,10 +718,17 @@ def sums_a_repeat(program: Program) -> bool:
     return False
 
 
+def pairs_of_bools(program: Program) -> bool:
+    """Whether two index tensors pick bools: tinygrad 0.14.0 gives integers back."""
+    values = evaluate(program)
+    return any(s.op == "take_pair" and values[s.reads[0]].dtype == "bool" for s in program.steps)
+
+
 # Faults of tinygrad 0.14.0 on every device; programs that show one are not run.
 KNOWN_FAULTS: dict[str, Callable[[Program], bool]] = {
     "a wrapped integer under max": wraps_under_max,
     "a sum of a repeat": sums_a_repeat,
+    "bools picked by two indices": pairs_of_bools,
 }
 
 

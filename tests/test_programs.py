@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from programs import (
     FAMILIES,
-    Expected,
     Input,
     Mismatch,
     Program,
@@ -32,11 +31,11 @@ from programs import (
     Step,
     check,
     from_json,
+    function_source,
     has_gradient,
     random_program,
     seeded,
     shrink,
-    source,
     to_json,
 )
 from tinygrad.codegen import to_program_cache
@@ -193,7 +192,7 @@ def test_programs_are_data() -> None:
         program = seeded(seed)
         assert from_json(to_json(program)) == program
         assert program == seeded(seed)  # and the same for the same seed
-        compile(source(Expected(program, backward=True)), "program", "exec")
+        compile(function_source(program, has_gradient(program)), "program", "exec")
     with pytest.raises(ValueError, match="no such operation: system"):
         from_json('{"inputs": [], "steps": [{"op": "system", "reads": [], "args": []}]}')
 
