@@ -1049,11 +1049,12 @@ def function_source(program: Program, backward: bool = False,
 
 
 def device_pair(device):
-    """The two devices that a program may be spread over, and the one it is on."""
+    """The device that a program is on, and the other that it may be spread over."""
     from tinygrad import Device
 
     device = device or Device.DEFAULT
-    return device, f"{device}:1"
+    kind, _, number = device.partition(":")
+    return device, f"{kind}:{int(number or 0) + 1}"
 
 
 def run_calls(program, device, inputs, sizes=(), weights=(), calls=1, jit=False, state=(),

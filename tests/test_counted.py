@@ -38,6 +38,7 @@ from tgx.devices.counts import Cache, CacheModel, Counts
 from tgx.model import Code
 
 DEVICE = "TGX:9"  # opened in counted mode, beside the others of this process
+ONE_DEVICE = [family for family in programs.FAMILIES if family != "devices"]
 BOTH = pytest.mark.parametrize("fast", [True, False], ids=["tile", "loops"])
 
 
@@ -585,7 +586,7 @@ def watched(work: Callable[[], object], fast: bool) -> tuple[list[str], int]:
 @BOTH
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs_are_counted_right(seed: int, fast: bool) -> None:
-    program = programs.seeded(1000 + seed, size=1)
+    program = programs.seeded(1000 + seed, 1, ONE_DEVICE)
     out, kernels = watched(lambda: programs.run_tinygrad(programs.Expected(program), DEVICE), fast)
     assert not out and kernels, "\n".join(out)
 
@@ -594,7 +595,7 @@ def test_random_programs_are_counted_right(seed: int, fast: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("seed", range(8, 300))
 def test_many_random_programs_are_counted_right(seed: int, fast: bool) -> None:
-    program = programs.seeded(1000 + seed, size=1)
+    program = programs.seeded(1000 + seed, 1, ONE_DEVICE)
     out, _ = watched(lambda: programs.run_tinygrad(programs.Expected(program), DEVICE), fast)
     assert not out, "\n".join(out)
 
