@@ -67,6 +67,10 @@ def _suits_python(expected: Expected) -> str:
         return "too big"
     if any(s.op == "to" for s in expected.program.steps):
         return "no transfers"  # "unbound Variable '_device_num'"
+    if any(v.dtype in ("float16", "bfloat16") for v in expected.own.values) and any(
+            word in s.op for s in expected.program.steps for word in ("max", "min", "sort")):
+        # so the largest, computed anew beside the stored one, is equal to no element
+        return "it rounds halves only where it stores them"
     return ""
 
 
@@ -428,10 +432,11 @@ class Child:
             self.process = None
 
 
+@functools.cache
 def generator_version() -> str:
-    """A digest of what decides which program a seed is."""
-    text = (ROOT / "tests/programs.py").read_bytes() + repr((SIZES, WEIGHTS)).encode()
-    return hashlib.sha256(text).hexdigest()[:16]
+    """A digest of the first cases: what another generator would make otherwise."""
+    first = "".join(programs.to_json(case(seed).program) for seed in range(60))
+    return hashlib.sha256(first.encode()).hexdigest()[:16]
 
 
 def commit() -> str:
