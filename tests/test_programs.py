@@ -125,7 +125,7 @@ def test_thousand_random_programs(family: str) -> None:
 
 # ----------------------------------------------------- every way to run a program, side by side
 
-TGX_WAYS = [name for name, way in WAYS.items() if way.device == "TGX"]
+TGX_WAYS = [name for name, way in WAYS.items() if way.kind == "TGX"]
 on_tgx = pytest.mark.skipif(DEVICE != "TGX", reason="the ways are those of TGX")
 
 

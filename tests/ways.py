@@ -105,7 +105,8 @@ def _suits_clang(expected: Expected) -> str:
 class Way:
     """One way to run a program.
 
-    variables: its environment.  constants: what it sets in our modules, by dotted name.  suits:
+    device: one of its own (TGX:8) for a mode that a device learns when it is opened.  variables:
+    its environment.  constants: what it sets in our modules, by dotted name.  suits:
     "" or why a program does not go this way.
     """
 
@@ -113,6 +114,11 @@ class Way:
     variables: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     suits: Callable[[Expected], str] = _suits_all
+
+    @property
+    def kind(self) -> str:
+        """What computes: TGX, for TGX:8 too."""
+        return self.device.partition(":")[0]
 
     @property
     def setup(self) -> str:
@@ -254,7 +260,7 @@ def fault_on(given: Case, way: str) -> tuple[str, Sequence[Sequence[np.ndarray]]
     try:
         with entered(WAYS[way]):
             results = programs.run_tinygrad(given.expected, WAYS[way].device)
-            problem = fallen_back() if WAYS[way].device == "TGX" else ""
+            problem = fallen_back() if WAYS[way].kind == "TGX" else ""
         programs.judge(given.expected, results)
     except Exception as error:
         return message_of(error), results
@@ -279,12 +285,12 @@ def outcome(given: Case, ways: Iterable[str], begin: Callable[[str], None] = lam
         if refused := programs.refusal(problem):
             found[name] = f"refused: {refused}"
             continue
-        if not problem and way.device in agreed:
-            first, others = agreed[way.device]
+        if not problem and way.kind in agreed:
+            first, others = agreed[way.kind]
             if problem := disagreement(given.expected, others, results):
                 problem = f"not as {first}: {problem}"
-        elif not problem and way.device == "TGX":
-            agreed[way.device] = (name, results)
+        elif not problem and way.kind == "TGX":
+            agreed[way.kind] = (name, results)
         found[name] = problem or "ok"
     return found
 
