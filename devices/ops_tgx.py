@@ -101,6 +101,10 @@ class TGXAllocator(LRUAllocator["TGXDevice"]):
     def _as_buffer(self, src: TGXBuffer) -> memoryview:
         return to_mv(src.address, src.size)
 
+    def copy_of(self, src: TGXBuffer) -> bytearray:
+        """What a buffer holds now."""
+        return bytearray(self._as_buffer(src))
+
     def _copyin(self, dest: TGXBuffer, src: memoryview) -> None:
         ctypes.memmove(dest.address, from_mv(src), len(src))
 
@@ -168,11 +172,16 @@ class TGXDevice(Compiled):
     def __init__(self, device: str) -> None:
         if problem := threads.supported():
             raise RuntimeError(problem)
-        renderer, program, graph = TGXRenderer, TGXProgram, TGXGraph
-        if settings.count():
+        allocator, renderer, program, graph = TGXAllocator, TGXRenderer, TGXProgram, TGXGraph
+        if settings.check():
+            from tgx.devices import checking
+            allocator, renderer, program, graph = (
+                checking.CheckedAllocator, checking.CheckedRenderer, checking.CheckedProgram,
+                checking.CheckedGraph)
+        elif settings.count():
             from tgx.devices import counts as c
             renderer, program, graph = c.CountedRenderer, c.CountedProgram, c.CountedGraph
-        super().__init__(device, TGXAllocator(self), [renderer], program, graph,
+        super().__init__(device, allocator(self), [renderer], program, graph,
                          arch=host_architecture())
         if PROFILE:
             Compiled.profile_events.append(ProfileDeviceEvent(device))

@@ -50,6 +50,17 @@ class BadInput(TgxError, ValueError):
     """A file or an argument that cannot be used."""
 
 
+class CheckFailed(TgxError, RuntimeError):
+    """Something a kernel did that TGX_CHECK=1 looks for: an access outside of its buffer, ...
+
+    `kind` is one of bounds, size, race, unwritten, divide, shift, cast, nan, infinity. `index`
+    counts elements of `buffer`; `line` is the kernel's LLVM IR.
+    """
+
+    kernel = kind = buffer = line = ""
+    index: int | None = None
+
+
 class CompileFailure(TgxError, RuntimeError):
     """A kernel that could not be compiled; the message names it and says where its text is."""
 

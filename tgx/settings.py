@@ -17,6 +17,8 @@ VARIABLES = {
     "TGX_TRACE": "a folder: trace the run and write it there",
     "TGX_FAST": "0: leave the fast paths out and lower everything the ordinary way",
     "TGX_COUNT": "1: count what every TGX kernel does, and print it when the program ends",
+    "TGX_CHECK": "1: check every kernel's loads, stores and arithmetic; or some of memory, "
+    "arithmetic, nan, with commas",
     "TGX_TRACEBACK": "1: the command line shows Python's traceback with an error",
 }
 
@@ -88,6 +90,20 @@ def count() -> bool:
             "run it twice",
         )
     return wanted
+
+
+CHECKS = ("memory", "arithmetic", "nan")  # what TGX_CHECK may name
+
+
+def check() -> frozenset[str]:
+    """What TGX_CHECK asks for: some of CHECKS, all of them for 1, none for 0."""
+    value = text("TGX_CHECK", "0")
+    if value in ("0", "1"):
+        return frozenset(CHECKS if value == "1" else ())
+    named = frozenset(word.strip() for word in value.split(","))
+    if not named <= set(CHECKS):
+        raise _bad("TGX_CHECK", value, "0, 1, or some of " + ", ".join(CHECKS) + ", with commas")
+    return named
 
 
 def traceback() -> bool:

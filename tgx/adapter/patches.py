@@ -51,7 +51,7 @@ def read_directly(Buffer: Any) -> None:
             return view
         # tinygrad's own words; a view outlives its buffer, whose memory may be another's by now
         assert self.is_initialized(), "copy requires allocated buffers"
-        return memoryview(bytearray(self.allocator._as_buffer(self._buf)))
+        return memoryview(self.allocator.copy_of(self._buf))
 
     Buffer.as_memoryview = as_memoryview
 
