@@ -91,16 +91,15 @@ class Memory:
         return part is None or bool(part.all())
 
     def write(self, address: int, size: int) -> None:
-        if (part := self.of(address, size)) is not None:
+        if (part := self.of(address, size)) is not None and not part.all():
             part[:] = 1
-            self.settle()
+            self.settle(part)
 
-    def settle(self) -> None:
+    def settle(self, part: np.ndarray) -> None:
         """After a launch: what its chunks wrote is written. No tags where that is everything."""
-        if self.tags is not None:
-            np.minimum(self.tags, 1, out=self.tags)
-            if self.tags.all():
-                self.tags = None
+        np.minimum(part, 1, out=part)
+        if self.tags is not None and part.all() and self.tags.all():
+            self.tags = None
 
 
 class Memories:
@@ -202,7 +201,7 @@ def copy_tags(to: int, source: int, size: int) -> None:
     part = target.of(to, size)
     assert part is not None
     part[:] = 1 if tags is None else tags
-    target.settle()
+    target.settle(part)
 
 
 # ***************************** compiling *****************************
@@ -307,6 +306,7 @@ class Launch:
         self.block[1] = number
         self.address = self.block.buffer_info()[0]
         self.words = words  # the address of the first argument word
+        self.written: set[int] = set()  # arguments that are all written, and stay what they are
 
     def ready(self, parts: list[Part]) -> bool:
         """Is there nothing to learn from the slow copy?"""
@@ -314,7 +314,8 @@ class Launch:
         if not program.shadowed:
             return True
         return program.ran and all(
-            (memory := memories.at(part.address)) is None
+            i in self.written
+            or (memory := memories.at(part.address)) is None
             or memory.tags is None
             or (a.stored and not a.loaded and i in program.fills)
             or memory.written(part.address, a.bytes)
@@ -350,7 +351,7 @@ class Launch:
                 if table.arguments[i].stored and not values and bool((tags >= 2).all()):
                     program.fills.add(i)
                 if memory is not None:
-                    memory.settle()
+                    memory.settle(tags)
             program.ran = program.ran or not failed
         if failed:
             raise failed_kernel(run, self, parts)
@@ -361,7 +362,7 @@ class Launch:
     def wrote(self, parts: list[Part]) -> None:
         """The fast copy ran: what it is known to fill is written."""
         for i, (a, part) in enumerate(zip(self.program.table.arguments, parts, strict=True)):
-            if i in self.program.fills:
+            if i in self.program.fills and i not in self.written:
                 write(part.address, a.bytes)
 
 
@@ -457,13 +458,17 @@ class CheckedGraph(TGXGraph):
         for j, launch in enumerate(self.launches):
             if j in self.fixed:
                 continue
-            if launch is None or not launch.ready(self.parts(j)):
+            if launch is None:
                 return False
-            words = range(self.first[j], self.first[j] + len(launch.program.table.arguments))
-            if not self.changing.intersection(words) and all(
-                (m := memories.at(p.address)) is None or m.written(p.address, a.bytes)
-                for a, p in zip(launch.program.table.arguments, self.parts(j), strict=True)
-            ):
+            parts, table = self.parts(j), launch.program.table
+            if not launch.ready(parts):
+                return False
+            for i, (a, part) in enumerate(zip(table.arguments, parts, strict=True)):
+                if i not in launch.written and self.first[j] + i not in self.changing:
+                    memory = memories.at(part.address)
+                    if memory is None or memory.written(part.address, a.bytes):
+                        launch.written.add(i)
+            if len(launch.written) == len(table.arguments):
                 self.fixed.add(j)
         return True
 

@@ -326,7 +326,9 @@ def arithmetic_site(x: Instruction) -> str:
     kind = ARITHMETIC_SITES.get(x.opcode, "")
     if kind in ("divide", "shift") and (known := constants(x.operands[1])) is not None:
         width = bits(scalar(x.type))
-        fine = all(n != 0 for n in known) if kind == "divide" else all(0 <= n < width for n in known)
+        fine = (
+            all(n != 0 for n in known) if kind == "divide" else all(0 <= n < width for n in known)
+        )
         return "" if fine else kind
     return kind
 
@@ -479,9 +481,7 @@ class Checker:
         given = ", ".join(map(str, x.operands))
         comma = ", " if given else ""
         suffix = ".shadow" if self.shadow else ".fast"
-        self.emit(
-            f"call void @{x.name}{suffix}({given}{comma}ptr {self.args}, i64 {self.chunk})"
-        )
+        self.emit(f"call void @{x.name}{suffix}({given}{comma}ptr {self.args}, i64 {self.chunk})")
 
     # ---------- where pointers point ----------
 
@@ -599,9 +599,7 @@ class Checker:
 
     # ---------- failing ----------
 
-    def fail_if(
-        self, bad: str, site: int, what: int, offset: str = "0", detail: str = "0"
-    ) -> None:
+    def fail_if(self, bad: str, site: int, what: int, offset: str = "0", detail: str = "0") -> None:
         """Leaves the kernel where `bad` holds."""
         self.count += 1
         n = self.count
@@ -747,9 +745,9 @@ class Checker:
         """The values that may be blamed."""
         found: set[str] = set()
         for x in self.function:
-            if "arithmetic" in self.kinds and arithmetic_site(x):
-                found.add(x.result)
-            elif self.shadow and any(self.has_tags(a.pointer) for a in accesses(x)) and x.result:
+            if ("arithmetic" in self.kinds and arithmetic_site(x)) or (
+                self.shadow and any(self.has_tags(a.pointer) for a in accesses(x)) and x.result
+            ):
                 found.add(x.result)
         grew = bool(found)
         while grew:
@@ -841,15 +839,11 @@ class Checker:
         n = lanes(o.type)
         blame = f"{o.text}.blame"
         if mask is not None and n == lanes(mask.type) and n > 1:
-            blame = self.let(
-                f"select {mask}, <{n} x i32> {blame}, <{n} x i32> zeroinitializer"
-            )
+            blame = self.let(f"select {mask}, <{n} x i32> {blame}, <{n} x i32> zeroinitializer")
         if n > 1:
             word = self.let(f"icmp ne <{n} x i32> {blame}, zeroinitializer")
             bad = self.any(word, n)
-            worst = self.let(
-                f"call i32 @llvm.vector.reduce.umax.v{n}i32(<{n} x i32> {blame})"
-            )
+            worst = self.let(f"call i32 @llvm.vector.reduce.umax.v{n}i32(<{n} x i32> {blame})")
         else:
             worst = blame
             bad = self.let(f"icmp ne i32 {blame}, 0")
@@ -925,8 +919,9 @@ class Checker:
         if arithmetic_site(quotient) != "divide":
             return False
         guard = self.made.get(quotient.operands[1].text)
-        return guard is not None and guard.opcode == "select" and \
-            guard.operands[2] == test.operands[0]
+        return (
+            guard is not None and guard.opcode == "select" and guard.operands[2] == test.operands[0]
+        )
 
     def zero_divisor(self, x: Instruction, n: int) -> str:
         """Emitters guard a division: `select(bad, 1, divisor)`. The divisor is what they guard."""
@@ -988,7 +983,7 @@ class Checker:
         if (known := value.text) and not known.startswith("%"):
             return  # a constant: what the program asks for
         if short:  # the upper half of a float
-            wide = f"i32" if n == 1 else f"<{n} x i32>"
+            wide = "i32" if n == 1 else f"<{n} x i32>"
             w = self.let(f"zext {value} to {wide}")
             w = self.let(f"shl {wide} {w}, {splat_or(wide, n, 16)}")
             flt = "float" if n == 1 else f"<{n} x float>"
@@ -1014,9 +1009,7 @@ class Checker:
             nan = self.let(f"and {a.mask}, {nan}")
         is_nan = self.any(nan, n)
         wanted = self.let(f"select i1 {is_nan}, i64 1, i64 2")
-        ok = self.let(
-            f"call i1 @tgx.excused(ptr {self.args}, ptr %tgx.seen, i64 {wanted})"
-        )
+        ok = self.let(f"call i1 @tgx.excused(ptr {self.args}, ptr %tgx.seen, i64 {wanted})")
         self.emit(f"br i1 {ok}, label %tgx.go{tag}, label %tgx.bad{tag}")
         self.out.append(f"tgx.bad{tag}:")
         offset = base
