@@ -376,7 +376,8 @@ class Checker:
         self.entry = not internal(function)
         self.args = function.parameters[0].text if self.entry else "%tgx.args"
         self.chunk = function.parameters[1].text if self.entry else "%tgx.chunk"
-        self.owned: set[str] = set()  # values that have blame of their own
+        self.blames: dict[str, str] = {}  # a value -> its blame, often another's
+        self.joined: dict[tuple[str, ...], str] = {}  # blames of this block that were put together
         self.blamed = self.taint()
 
     # ---------- writing ----------
@@ -413,14 +414,12 @@ class Checker:
             at = head.rindex(")")
             comma = ", " if function.parameters else ""
             head = f"{head[:at]}{comma}ptr %tgx.args, i64 %tgx.chunk{head[at:]}"
-        if self.shadow:  # rarely run, so compiled quickly
-            head = head.replace(" noinline", "").replace(
-                " nounwind {", " noinline optnone nounwind {"
-            )
         at = 1 if function.blocks[0].label else 0
         return "\n".join(["", head, *body[:at], *self.first, *body[at:], *self.cold, "}"])
 
-    def phi(self, x: Instruction, result: str, kind: str, values: list[str]) -> str:
+    def phi(self, x: Instruction, result: str, kind: str, values: list[str] | None) -> str:
+        if values is None:  # of blame, which is known by now
+            values = [self.blame(o) for o in x.operands]
         incoming = ", ".join(
             f"[ {v}, %{self.ends.get(label, label)} ]"
             for v, label in zip(values, x.labels, strict=True)
@@ -430,16 +429,16 @@ class Checker:
     def block(self, block: Block) -> None:
         if block.label:
             self.start(block.label)
-        self.sums = {}
+        self.sums, self.joined = {}, {}
         groups = self.groups(block) if "memory" in self.kinds else {}
         phis = [x for x in block.body if x.opcode == "phi"]
         for x in phis:
             self.out.append((x, x.result, x.type, [o.text for o in x.operands]))  # type: ignore[arg-type]
         for x in phis:
             if x.result in self.blamed:
-                values = [self.blame(o) for o in x.operands]
                 name, kind = f"{x.result}.blame", blame_type(lanes(x.type))
-                self.out.append((x, name, kind, values))  # type: ignore[arg-type]
+                self.blames[x.result] = name
+                self.out.append((x, name, kind, None))  # type: ignore[arg-type]
         for x in block.body:
             if x.opcode != "phi":
                 self.instruction(x, groups)
@@ -654,6 +653,8 @@ class Checker:
         if on is None:
             return None
         steps = place.lanes or tuple(i * item for i in range(n))
+        if a.mask is None and not place.lanes:  # (eight i1 are one byte)
+            return place.const, place.const + size(a.type)
         touched = [s for s, bit in zip(steps, on, strict=True) if bit]
         if not touched:
             return None
@@ -769,9 +770,9 @@ class Checker:
         n = n or have
         if o.text not in self.blamed:
             return "0" if n == 1 else "zeroinitializer"
-        name = f"{o.text}.blame"
-        if n == have:
-            return name
+        name = self.blames[o.text]
+        if n == have or name in ("0", "zeroinitializer"):
+            return name if n == have else "0" if n == 1 else "zeroinitializer"
         if have > 1:
             name = self.let(f"call i32 @llvm.vector.reduce.umax.v{have}i32(<{have} x i32> {name})")
         return name if n == 1 else self.splat("i32", n, name)
@@ -784,7 +785,11 @@ class Checker:
         kind, suffix = blame_type(n), "i32" if n == 1 else f"v{n}i32"
         total = given[0]
         for g in given[1:]:
-            total = self.let(f"call {kind} @llvm.umax.{suffix}({kind} {total}, {kind} {g})")
+            pair = (total, g)
+            if pair not in self.joined:
+                both = f"call {kind} @llvm.umax.{suffix}({kind} {total}, {kind} {g})"
+                self.joined[pair] = self.let(both)
+            total = self.joined[pair]
         return total
 
     def pass_on(self, x: Instruction) -> None:
@@ -814,21 +819,21 @@ class Checker:
             return
         else:
             given = [self.blame(v, n) for v in o if v.text in self.blamed]
-            if f"{x.result}.own" in self.owned:
-                given.append(f"{x.result}.own")
+            if x.result in self.blames:  # its own
+                given.append(self.blames[x.result])
             total = self.worst(given, n)
-        self.emit(f"{x.result}.blame = {same(kind, total)}")
+        self.blames[x.result] = total
 
     def of_load(self, x: Instruction, a: Access, n: int) -> None:
         """What was loaded is to blame where it was never written."""
-        kind, name = blame_type(n), f"{x.result}.blame"
+        kind = blame_type(n)
         given = [self.blame(a.otherwise, n)] if a.otherwise is not None else []
         if a.mask is not None and a.otherwise is not None and a.otherwise.text in self.blamed:
             zero = "0" if n == 1 else "zeroinitializer"
             given = [self.let(f"select {a.mask}, {kind} {zero}, {kind} {given[0]}")]
         if self.has_tags(a.pointer) and self.shadow:
             given.append(self.let(f"load {kind}, ptr %tgx.out, align 4"))
-        self.emit(f"{name} = {same(kind, self.worst(given, n))}")
+        self.blames[x.result] = self.worst(given, n)
 
     def no_blame(
         self, x: Instruction, o: Operand, mask: Operand | None, place: Place | None
@@ -837,7 +842,9 @@ class Checker:
         if o.text not in self.blamed:
             return
         n = lanes(o.type)
-        blame = f"{o.text}.blame"
+        blame = self.blames[o.text]
+        if blame in ("0", "zeroinitializer"):
+            return
         if mask is not None and n == lanes(mask.type) and n > 1:
             blame = self.let(f"select {mask}, <{n} x i32> {blame}, <{n} x i32> zeroinitializer")
         if n > 1:
@@ -885,8 +892,7 @@ class Checker:
         yes = splat_or(k, n, site + 1)
         no = "0" if n == 1 else "zeroinitializer"
         test = "i1" if n == 1 else f"<{n} x i1>"
-        self.emit(f"{x.result}.own = select {test} {bad}, {k} {yes}, {k} {no}")
-        self.owned.add(f"{x.result}.own")
+        self.blames[x.result] = self.let(f"select {test} {bad}, {k} {yes}, {k} {no}")
 
     def noting(self, value: Operand, bad: str, n: int, site: int) -> list[str]:
         """Lines that keep the bits of the first bad lane of a value."""
@@ -991,7 +997,10 @@ class Checker:
         suffix = {"half": "f16", "float": "f32", "double": "f64"}[kind]
         suffix = suffix if n == 1 else f"v{n}{suffix}"
         test = "i1" if n == 1 else f"<{n} x i1>"
-        bad = self.let(f"call {test} @llvm.is.fpclass.{suffix}({value}, i32 519)")
+        # (is.fpclass would say it in one line; LLVM takes twice as long to compile it)
+        size_of = self.let(f"call {value.type} @llvm.fabs.{suffix}({value})")
+        most = splat_constant_or(kind, n, literal_float(1 << 2000, kind))
+        bad = self.let(f"fcmp ueq {value.type} {size_of}, {most}")
         if a.mask is not None:
             bad = self.let(f"and {a.mask}, {bad}")
         some = self.any(bad, n)
@@ -1004,7 +1013,7 @@ class Checker:
         self.emit(f"br i1 {some}, label %tgx.odd{tag}, label %tgx.go{tag}")
         hot, self.out = self.out, []
         self.out.append(f"tgx.odd{tag}:")
-        nan = self.let(f"call {test} @llvm.is.fpclass.{suffix}({value}, i32 3)")
+        nan = self.let(f"fcmp uno {value}, {value.text}")
         if a.mask is not None:
             nan = self.let(f"and {a.mask}, {nan}")
         is_nan = self.any(nan, n)
@@ -1075,7 +1084,10 @@ class Checker:
         if n > 64:
             raise Unread(x.line)
         mask = str((1 << n) - 1 if n < 64 else -1)
-        if a.mask is not None:
+        if a.mask is not None and (on := constants(a.mask)) is not None:
+            set_bits = sum(bit << i for i, bit in enumerate(on))
+            mask = str(set_bits - (1 << 64) if set_bits >> 63 else set_bits)
+        elif a.mask is not None:
             word = self.let(f"bitcast {a.mask} to i{n}")
             mask = self.let(f"zext i{n} {word} to i64") if n < 64 else word
         offsets = "null"
@@ -1105,12 +1117,6 @@ def blame_type(n: int) -> str:
     return "i32" if n == 1 else f"<{n} x i32>"
 
 
-def same(kind: str, value: str) -> str:
-    """An instruction whose result is `value`."""
-    zero = "0" if kind[0] != "<" else "zeroinitializer"
-    return f"or {kind} {value}, {zero}"
-
-
 def splat_constant(kind: str, n: int, value: object) -> str:
     return "<" + ", ".join([f"{kind} {value}"] * n) + ">"
 
@@ -1122,7 +1128,7 @@ def splat_constant_or(kind: str, n: int, value: object) -> str:
 def literal_float(value: int, kind: str) -> str:
     """A whole number that the type can hold, or infinity, as LLVM reads it."""
     most = {"half": 65504.0, "float": 3.4e38, "double": 1.7e308}[kind]
-    number = float(value) if abs(value) <= most else math.copysign(math.inf, value)
+    number = float(value) if abs(value) <= most else math.inf if value > 0 else -math.inf
     if kind == "half":
         return f"0xH{struct.unpack('<H', struct.pack('<e', number))[0]:04X}"
     return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"

@@ -374,6 +374,7 @@ class Builder:
         for g in self.groups:
             g.valid = g.table(self.within(g, self.gates))
         self.memo: dict[tuple[UOp, bool], Node] = {}
+        self.stored: tuple[Mask, ...] = ()  # where there is something to store
 
     def bundles(self) -> Iterator[list[UOp]]:
         """What is tied: the ranges of each gate, and of each index term that is not linear."""
@@ -448,6 +449,12 @@ class Builder:
                 mask = narrowed(mask, {self.names[a] for a in axes})
             if not mask.table.all() and not (mask.implied and inbounds):
                 masks.append(mask)
+        if not inbounds:  # a last block may reach past the outputs: nothing need be there to load
+            mine = {self.names[a] for a in axes}
+            for mask in (narrowed(m, mine) for m in self.stored):
+                if not any(m.axes == mask.axes and not (m.table & ~mask.table).any()
+                           for m in masks) and not mask.table.all():  # fmt: skip
+                    masks.append(mask)
         return Access(
             buf.arg.slot,
             buf.dtype,
@@ -540,6 +547,7 @@ class Builder:
 
     def nest(self) -> Nest:
         store = self.access(self.kernel.index, False)
+        self.stored = store.masks
         whole = self.kernel.value is not self.red  # else this is a part, and nothing is stored
         value = self.node(self.kernel.value, False, store.dtype if whole else None)
         if whole and value.dtype != store.dtype:
