@@ -30,6 +30,7 @@ from tinygrad.helpers import Target, cpu_profile
 from tinygrad.uop.ops import Ops, UOp
 
 from tgx import settings
+from tgx.adapter import origins
 from tgx.devices import threads
 from tgx.devices.compiler import Loaded, TGXCompiler
 from tgx.devices.graph import TGXGraph
@@ -407,28 +408,14 @@ class CheckedGraph(TGXGraph):
     """A captured batch. As long as there is something to learn its kernels are run one by one; then
     all at once, in one native call, as ever."""
 
-    joins = False
+    joins, lead = False, 1
 
     def __init__(self, linear: UOp, input_uops: tuple[UOp, ...] = ()) -> None:
         super().__init__(linear, input_uops)
         base, item = self.words.buffer_info()[0], self.words.itemsize
-        starts = [(address - base) // item for address in self.jobs[1::3]]
-        ends = [*starts[1:], len(self.words)]
-        words = array("q")
-        for start, end in zip(starts, ends, strict=True):  # a word more before each job's own
-            words.append(0)
-            words.extend(self.words[start:end])
-
-        def moved(word: int) -> int:
-            return word + bisect.bisect_right(starts, word)
-
-        self.inputs = {key: list(map(moved, old)) for key, old in self.inputs.items()}
-        self.variables = [(moved(word), name) for word, name in self.variables]
-        self.words, base = words, words.buffer_info()[0]
-        self.first = [moved(start) for start in starts]
+        self.first = [(address - base) // item for address in self.jobs[1::3]]
         self.launches: list[Launch | None] = []
         for j, (first, runtime) in enumerate(zip(self.first, self.runtimes, strict=True)):
-            self.jobs[3 * j + 1] = base + item * first
             launch = None if runtime is None else Launch(runtime, base + item * first, j)
             self.launches.append(launch)
             if launch is not None:
@@ -436,9 +423,10 @@ class CheckedGraph(TGXGraph):
         self.changing = {word for given in self.inputs.values() for word in given}
         self.fixed: set[int] = set()  # jobs whose own buffers are all written
         named = {word for word, _ in self.variables}
+        ends = [*[first - 1 for first in self.first[1:]], len(self.words)]
         self.symbolic = [
-            tuple(w for w in range(a, b) if w in named)
-            for a, b in zip(self.first, [*[f - 1 for f in self.first[1:]], len(words)], strict=True)
+            tuple(w for w in range(start, end) if w in named)
+            for start, end in zip(self.first, ends, strict=True)
         ]
 
     def parts(self, j: int) -> list[Part]:
@@ -458,8 +446,12 @@ class CheckedGraph(TGXGraph):
         for j, launch in enumerate(self.launches):
             if j in self.fixed:
                 continue
-            if launch is None:
-                return False
+            if launch is None:  # a copy
+                to, source, size = self.words[self.first[j] : self.first[j] + 3]
+                if not all(m is None or m.written(at, size) for at in (to, source)
+                           for m in (memories.at(at),)):  # fmt: skip
+                    return False
+                continue
             parts, table = self.parts(j), launch.program.table
             if not launch.ready(parts):
                 return False
@@ -472,17 +464,12 @@ class CheckedGraph(TGXGraph):
                 self.fixed.add(j)
         return True
 
-    def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int],
-                 wait: bool = False) -> float | None:  # fmt: skip
-        self.write_words(input_uops, var_vals)
-        start = time.perf_counter()
+    def launch(self, stamps: int, var_vals: dict[str, int]) -> None:
         if self.settled():
-            self.all_at_once()
+            self.all_at_once(stamps)
         else:
             for j in range(len(self.launches)):
                 self.one(j)
-        end = time.perf_counter()
-        return end - start if wait else None
 
     def one(self, j: int) -> None:
         launch, first = self.launches[j], self.first[j]
@@ -493,10 +480,11 @@ class CheckedGraph(TGXGraph):
         threads.run(self.jobs.buffer_info()[0] + 24 * j, 1, shared=False)
         copy_tags(self.words[first], self.words[first + 1], self.words[first + 2])
 
-    def all_at_once(self) -> None:
+    def all_at_once(self, stamps: int) -> None:
         run = here()
         for j, launch in enumerate(self.launches):
-            assert launch is not None
+            if launch is None:
+                continue
             launch.block[0], launch.block[2] = run.address, 0
             if j not in self.fixed:
                 for i, (a, part) in enumerate(
@@ -504,7 +492,7 @@ class CheckedGraph(TGXGraph):
                 ):
                     if 0 <= part.size < a.bytes:
                         raise too_small(launch.program, i, part.size)
-        threads.run(self.jobs.buffer_info()[0], len(self.launches), shared=self.shared)
+        threads.run(self.jobs.buffer_info()[0], len(self.launches), stamps, self.shared)
         if run.words[STATE]:
             guilty = self.launches[run.words[LAUNCH]]
             assert guilty is not None
@@ -518,7 +506,11 @@ class CheckedGraph(TGXGraph):
 
 
 def failure(kernel: str, kind: str, given: str, expected: str, **facts: Any) -> CheckFailed:
+    asked = origins.asked_at()
+    if asked:
+        given += f"\n  asked for at {asked}"
     error = CheckFailed(given, expected, NEXT.get(kind, ""))
+    error.asked = asked
     error.kernel, error.kind = kernel, kind
     for name, value in facts.items():
         setattr(error, name, value)

@@ -151,6 +151,9 @@ FILES = {
     "counting.py": "TGX_COUNT=1: counters put into a kernel's IR, and what each stands for",
     "counts.py": "TGX_COUNT=1: the device's classes that count, and the table at the end",
     "counting.ll": "TGX_COUNT=1: a model of two caches",
+    "instrument.py": "checked kernels: the pass over their IR (TGX_CHECK=1)",
+    "check.ll": "what checked kernels call",
+    "checking.py": "checked kernels: memory that was written, and what failed",
     "optimize.py": "the one function of tinygrad the device replaces",
     "cache.py": "finished programs on disk",
 }

@@ -54,10 +54,11 @@ class CheckFailed(TgxError, RuntimeError):
     """Something a kernel did that TGX_CHECK=1 looks for: an access outside of its buffer, ...
 
     `kind` is one of bounds, size, race, unwritten, divide, shift, cast, nan, infinity. `index`
-    counts elements of `buffer`; `line` is the kernel's LLVM IR.
+    counts elements of `buffer`; `line` is the kernel's LLVM IR, `asked` the line of the program
+    that had the kernel run.
     """
 
-    kernel = kind = buffer = line = ""
+    kernel = kind = buffer = line = asked = ""
     index: int | None = None
 
 

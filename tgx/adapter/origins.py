@@ -445,3 +445,20 @@ COMPUTES = {
     "ALLREDUCE",
 }
 """Ops that compute something: the ones whose lines a kernel is made of."""
+
+
+def asked_at() -> str:
+    """The line of the user's program that is being run, as `FILE:LINE: text`; "" for none."""
+    import linecache
+    import sys
+
+    finder, frame = Origins(), sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        # (tinygrad runs code of its own making, whose file is "<string>" too)
+        made = path == "<string>" and frame.f_globals.get("__name__") != "__main__"
+        if finder.kind(path) == "user" and not made:
+            text = linecache.getline(path, frame.f_lineno).strip()
+            return f"{path}:{frame.f_lineno}" + (f": {text}" if text else "")
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
