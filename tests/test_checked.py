@@ -94,7 +94,8 @@ def test_a_store_off_by_one_on_the_loops_path(monkeypatch: pytest.MonkeyPatch) -
     assert error.kernel.startswith("E_") and error.buffer == "data0" and error.index == 143
     assert re.search(
         r"kernel E_\w*, chunk 0 writes outside of a buffer: element 143 of data0 "
-        r"\(143 elements of float, 572 bytes\)\n  asked for at .*test_checked.py:\d+: error = failure.*\n"
+        r"\(143 elements of float, 572 bytes\)\n"
+        r"  asked for at .*test_checked.py:\d+: error = failure.*\n"
         r"  expected: an index from 0 to 142\n  next: ",
         str(error),
     )
