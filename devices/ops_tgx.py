@@ -173,14 +173,14 @@ class TGXDevice(Compiled):
         if problem := threads.supported():
             raise RuntimeError(problem)
         allocator, renderer, program, graph = TGXAllocator, TGXRenderer, TGXProgram, TGXGraph
-        if settings.check():
+        if settings.count():
+            from tgx.devices import counts as c
+            renderer, program, graph = c.CountedRenderer, c.CountedProgram, c.CountedGraph
+        elif settings.check():
             from tgx.devices import checking
             allocator, renderer, program, graph = (
                 checking.CheckedAllocator, checking.CheckedRenderer, checking.CheckedProgram,
                 checking.CheckedGraph)
-        elif settings.count():
-            from tgx.devices import counts as c
-            renderer, program, graph = c.CountedRenderer, c.CountedProgram, c.CountedGraph
         super().__init__(device, allocator(self), [renderer], program, graph,
                          arch=host_architecture())
         if PROFILE:
