@@ -71,6 +71,9 @@ def test_a_scripts_error_is_its_own(fresh: Run, tmp_path: Path) -> None:
     ours, plain = fresh("-m", "tgx", "run", path), fresh(path)
     assert ours.returncode == plain.returncode == 1
     assert ours.stderr == plain.stderr and "wrong.py" in plain.stderr
+    installed = tmp_path / "tgx"  # as pip makes it: a frame of its own
+    installed.write_text("import sys\nfrom tgx.cli import main\nsys.exit(main())\n")
+    assert fresh(installed, "run", path).stderr == plain.stderr
     path.write_text("def f(:\n")
     assert fresh("-m", "tgx", "run", path).stderr == fresh(path).stderr
 

@@ -74,6 +74,21 @@ def test_one_kernel_of_many_lines() -> None:
     assert kernels(record(program)) == [({"a", "b", "c"}, ("exp", "add", "relu"))]
 
 
+def test_a_kernels_nodes_have_no_line_of_another_kernels() -> None:
+    """A constant exists once in a program, with the line that first wrote it."""
+
+    def program() -> None:
+        (e(8, 8) + 0.0625).realize()  #: first
+        (e(4, 4) * 0.0625).realize()  #: second
+
+    trace = record(program)
+    for kernel, other in zip(trace.kernels, ("second", "first"), strict=True):
+        graph = trace.graph(kernel.ast)
+        assert "CONST" in graph.ops
+        lines = {trace.frame(trace.origin(o).frame).line for row in graph.origins for o in row}
+        assert lines and not any(f"#: {other}" in HERE[line - 1] for line in lines)
+
+
 def test_two_reduces_are_two_kernels_with_a_line_each() -> None:
     def program() -> None:
         x = e(8, 16)

@@ -120,9 +120,9 @@ def given() -> dict[str, str]:
     return {name: text(name) for name in VARIABLES if text(name)}
 
 
-def is_set(name: str) -> bool:
-    """Whether any variable, ours or not, is set: for a record of what a run was told."""
-    return name in os.environ
+def told(name: str) -> str:
+    """Any variable, ours or not, as it was set: for a record of what a run was told."""
+    return os.environ.get(name, "")
 
 
 class set_to:

@@ -95,7 +95,11 @@ class Builder:
             "ast",
             f"kernel {number}",
             ast_nodes,
-            [low.marks(t) for t in tk.notes],
+            # what exists once for the whole program has the line that first made it
+            [
+                () if n.op in SHARED else low.marks(t)
+                for n, t in zip(ast_nodes, tk.notes, strict=True)
+            ],
             roots=(ast_nodes[-1],),
         )
         forward = (r.forward for r in records if r.phase == "backward")

@@ -518,9 +518,9 @@ def _facts() -> dict[str, Any]:
 
     told = tuple(
         sorted(
-            (k, str(v.value))
-            for k, v in ContextVar._cache.items()
-            if settings.is_set(k) and not k.startswith("TGX")
+            (name, value)
+            for name in ContextVar._cache
+            if (value := settings.told(name)) and not name.startswith("TGX")
         )
     )
     return {

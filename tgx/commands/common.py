@@ -75,11 +75,14 @@ def _set_first_path(folder: Path) -> None:
 
 
 def _hide_our_frames(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print a script's traceback from its own first line on."""
-    here = Path(__file__).parent
-    ours = (here, here.parent / "cli.py", here.parent / "__main__.py", "<frozen runpy>")
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(tuple(map(str, ours))):
-        trace = trace.tb_next
+    """Print a script's traceback from its own first line on, however tgx was started."""
+    own = trace
+    while own is not None and own.tb_frame.f_code is not run_script.__code__:
+        own = own.tb_next
+    if own is not None:
+        trace = own.tb_next
+        while trace is not None and trace.tb_frame.f_code.co_filename == "<frozen runpy>":
+            trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
 
 

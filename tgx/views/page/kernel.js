@@ -162,7 +162,7 @@ function scheduleFrontPage() {
   reasons.size ? [el("h3", {}, "why kernels end where they end"), el("table", { class: "rank" }, [...reasons].sort((a, b) => b[1].length - a[1].length).slice(0, 12).map(([name, list]) =>
     el("tr", {}, el("td", { class: "num" }, `${list.length} ×`), el("td", {}, el("button", { class: "link", tip: list[0].because, onclick: () => selectKernel(list[0].source, { tab: "why" }) }, name.replaceAll("-", " ")), el("small", {}, ` e.g. ${list[0].brief}`)))))] : null,
   el("h3", {}, "run"), el("table", { class: "facts" }, [["program", [e.program, ...e.arguments].join(" ")], ["device", e.device], ["tinygrad", e.tinygrad], ["Python", e.python], ["machine", e.machine], ["recorded", e.level === "full" ? "with rewrites" : "without rewrites"],
-    ["memory planner", s && s.planned >= 0 ? `${bytes(s.planned)} of ${bytes(s.unplanned)}` : ""], ["settings", e.settings.map(([n, v]) => `${n}=${v}`).join(" ")]].filter(([, v]) => v).map(([n, v]) => el("tr", {}, el("th", {}, n), el("td", {}, v))))].flat().filter(Boolean);
+    ["memory planner", s && s.unplanned > 0 ? `${bytes(s.planned)} of ${bytes(s.unplanned)}` : ""], ["settings", e.settings.map(([n, v]) => `${n}=${v}`).join(" ")]].filter(([, v]) => v).map(([n, v]) => el("tr", {}, el("th", {}, n), el("td", {}, v))))].flat().filter(Boolean);
 }
 
 function bufferPage(b) {
