@@ -55,7 +55,7 @@ MOST = {"kernels": 1.1, "full": 1.5}
 def test_recording_is_cheap(model: str, steps: int, jit: str) -> None:
     """The least CPU time of several runs, taken in turn: other work on the machine only adds.
 
-    5,000 jitted steps are the guide's five epochs. Recording costs nearly half a second of CPU once:
+    5,000 jitted steps are the guide's five epochs. Recording costs just under 0.5 s of CPU once:
     its imports, following what is scheduled for the first time, timing the first steps kernel by
     kernel, writing. After that a captured step costs what it costs unobserved.
     """
