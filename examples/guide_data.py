@@ -16,19 +16,21 @@ CIFAR-10 is six files of records, each one label and 3 x 32 x 32 bytes (red, gre
 Python pickles of the same. Iris is a table of 150 lines.
 
 Nothing here trusts a file: a header is checked before its sizes are used, unpacking stops at
-`LIMIT`, what came with tgx or from the network must match its SHA-256, a pickle is read without
-running what it says, and every complaint says what was found, what was expected and what to do.
+`LIMIT`, what came with tgx or from the network must match its SHA-256, a pickle is read as the list
+of instructions it is, and none of it run, and every complaint says what was found, what was
+expected and what to do.
 """
 
 import argparse
 import csv
 import functools
+import gzip
 import hashlib
 import http.client
 import io
 import lzma
 import os
-import pickle
+import pickletools
 import struct
 import sys
 import tarfile
@@ -42,6 +44,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent / "data"
+SMALL = 2**20  # bytes of a table
 LIMIT = 256 * 2**20  # bytes one file may unpack to; CIFAR-10's archive is 184 million
 
 # field: file name, sizes after the first (which counts the samples), SHA-256 of the unpacked file
@@ -125,16 +128,20 @@ def cifar10(folder: str | Path | None = None) -> Images:
 def iris(folder: str | Path | None = None) -> Table:
     """Fisher's irises (1936), as R has them; UCI's copy has errors in its lines 35 and 38."""
     path = (HERE / "iris" if folder is None else Path(folder)) / "iris.csv"
-    raw = unpack(path)
+    raw = unpack(path, SMALL)
     if folder is None and hashlib.sha256(raw).hexdigest() != IRIS_SHA256:
         raise DataError(f"{path} is damaged (SHA-256 differs).\n"
                         "Get the file again: git checkout examples/data/iris")
     try:
         columns, *rows = csv.reader(io.StringIO(raw.decode()))
-        return Table(np.array([row[:4] for row in rows], np.float32),
+        numbers = [[float(cell) for cell in row[:4]] for row in rows]
+        features = np.array(numbers, np.float64).reshape(-1, 4)
+        if not len(rows) or len(columns) < 4 or not (abs(features) < 1e6).all():
+            raise ValueError("no rows, no four columns, or a number of a million or more")
+        return Table(features.astype(np.float32),
                      np.array([IRIS_CLASSES.index(row[4]) for row in rows], np.uint8),
                      tuple(columns[:4]), IRIS_CLASSES)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise DataError(f"{path} is not a table of four numbers and a species a line "
                         f"({error}).") from None
 
@@ -269,18 +276,33 @@ def untar(archive: Path, names: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     total = 0
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive) as packed, tarfile.open(fileobj=_Limited(packed), mode="r|") as tar:
             for member in tar:
                 total += member.size  # skipping a file unpacks it, too
                 if total > LIMIT:
                     raise DataError(f"{archive} unpacks to more than the {LIMIT:,} bytes expected.")
                 name = member.name.rpartition("/")[2]
-                if name in names and (file := tar.extractfile(member)):
+                if name in names and member.isfile() and (file := tar.extractfile(member)):
                     found[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise DataError(f"{archive} is damaged or not a .tar.gz ({error}).\n"
                         "Download or copy the file again.") from None
     return found
+
+
+class _Limited:
+    """A file that ends in an error where more than `LIMIT` is read of it, a header of an archive,
+    too: it may say that it is a gigabyte long."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self.file, self.left = file, LIMIT
+
+    def read(self, size: int) -> bytes:
+        if size > self.left:
+            raise ValueError(f"more than the {LIMIT:,} bytes expected")
+        piece = self.file.read(size)
+        self.left -= len(piece)
+        return piece
 
 
 def cifar_records(raw: bytes, source: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -298,42 +320,103 @@ def cifar_labels(labels: np.ndarray, source: Path) -> np.ndarray:
     return labels
 
 
-class _Inert:
-    """Stands for whatever class a pickle names: it keeps what it is given, and does nothing."""
+class _Named:
+    """What a pickle would make by calling something: only its name, and what it would be given."""
 
-    def __init__(self, *args: object) -> None:
-        self.state = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
+    def __init__(self, name: str, given: object = ()) -> None:
+        self.name, self.given, self.state = name, given, None
 
 
-class _SafeUnpickler(pickle.Unpickler):
-    """A pickle may name any function to be called; this one calls none of them.
+def read_pickle(raw: bytes) -> object:
+    """What is in a pickle, for data alone. It is a program for a small machine; this one knows only
+    the instructions that numbers, texts, lists and dictionaries need, and calls nothing: a class or
+    function stays a name. (`pickle.load` would call whatever the file says.)"""
+    stack: list = []
+    marks: list[int] = []
+    memo: dict[int, object] = {}
 
-    But for one: Python 3, asked to write for Python 2, writes bytes as encode(text, "latin1").
-    """
+    def since_mark() -> list:
+        at = marks.pop()
+        items = stack[at:]
+        del stack[at:]
+        return items
 
-    def find_class(self, module: str, name: str) -> Callable[..., object]:
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, _: text.encode("latin-1")
-        return _Inert
+    for code, value, _ in pickletools.genops(raw):
+        name = code.name
+        if name in ("PROTO", "FRAME"):
+            continue
+        if name == "STOP":
+            return stack.pop()
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[value] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+        elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
+            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+        elif name in ("INT", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "STRING",
+                      "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE",
+                      "SHORT_BINUNICODE", "UNICODE"):
+            # the texts of Python 2 are bytes; pickletools reads them as latin-1
+            stack.append(value.encode("latin-1") if "STRING" in name else value)
+        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE"):
+            stack.append({"EMPTY_LIST": [], "EMPTY_DICT": {}, "EMPTY_TUPLE": ()}[name])
+        elif name in ("LIST", "TUPLE"):
+            items = since_mark()
+            stack.append(items if name == "LIST" else tuple(items))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            items = stack[-int(name[-1]):]
+            del stack[-int(name[-1]):]
+            stack.append(tuple(items))
+        elif name in ("APPEND", "APPENDS"):
+            items = since_mark() if name == "APPENDS" else [stack.pop()]
+            stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS", "DICT"):
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since_mark()
+            if name == "DICT":
+                stack.append({})
+            if not all(isinstance(key, (str, bytes, int)) for key in items[::2]):
+                raise ValueError("a dictionary of other keys than words and numbers")
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name == "GLOBAL":
+            stack.append(_Named(value.replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            last, module = stack.pop(), stack.pop()
+            stack.append(_Named(f"{module}.{last}"))
+        elif name == "REDUCE":
+            given, called = stack.pop(), stack.pop()
+            if called.name == "_codecs.encode":  # how Python 3 writes bytes for Python 2
+                stack.append(given[0].encode("latin-1"))
+            else:
+                stack.append(_Named(called.name, given))
+        elif name == "BUILD":
+            state = stack.pop()
+            stack[-1].state = state
+        else:
+            raise ValueError(f"a pickle of data does not need {name}")
+    raise ValueError("it does not end")
 
 
 def cifar_pickle(raw: bytes, source: Path) -> tuple[np.ndarray, np.ndarray]:
     """The Python format: a dictionary with b"data", an array [samples, 3072], and b"labels"."""
     try:
-        batch = _SafeUnpickler(io.BytesIO(raw), encoding="bytes").load()
+        batch = read_pickle(raw)
         data = batch.get(b"data", batch.get("data"))
         labels = batch.get(b"labels", batch.get("labels"))
         # what NumPy pickles of an array: version, shape, dtype, is it in Fortran's order, bytes
         _, shape, _, fortran, content = data.state
         pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
         images = np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32)
+        if not all(type(label) is int for label in labels):
+            raise ValueError("labels that are no whole numbers")
         numbers = np.array(labels, np.uint8)
     except Exception as error:  # a pickle can be broken in every way there is
         raise DataError(f"{source} is not a batch of CIFAR-10 in the Python format "
-                        f"({type(error).__name__}: {error}).\nGet the file again.") from None
+                        f"({type(error).__name__}: {str(error)[:200]}).\nGet the file again."
+                        ) from None
     if not len(images) == numbers.size > 0:
         raise DataError(f"{source}: {len(images)} images but {numbers.size} labels.")
     return images, cifar_labels(numbers, source)

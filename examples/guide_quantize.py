@@ -17,10 +17,12 @@ Used by lesson 13 and by jetson.py.
 
 import argparse
 import copy
+import io
 import json
 import struct
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ from guide_data import mnist as load_mnist
 from guide_report import npz_bytes, safetensors_bytes, save_files
 from tinygrad import Device, Tensor, TinyJit, dtypes, nn
 
+LIMIT = 256 * 2**20  # bytes of a file of weights, and of what it unpacks to
+HEADER = 2**20  # bytes of a safetensors header
 LARGEST = 127  # of int8; -128 is left out, so that both signs reach equally far
 Layer = nn.Linear | nn.Conv2d
 Arrays = dict[str, np.ndarray]
@@ -47,8 +51,8 @@ def load_weights(model, arrays: Mapping[str, np.ndarray]) -> None:
     """Put the arrays into the model of their names; what does not fit is an error."""
     wanted = nn.state.get_state_dict(model)
     if wanted.keys() != arrays.keys():
-        raise DataError(f"the file's weights are {', '.join(sorted(arrays))}; this network's are "
-                        f"{', '.join(sorted(wanted))}.")
+        raise DataError(f"the file's weights are {', '.join(sorted(arrays))[:500]}; this network's "
+                        f"are {', '.join(sorted(wanted))}.")
     for name, t in wanted.items():
         if t.shape != arrays[name].shape:
             raise DataError(f"{name} is {arrays[name].shape} in the file, {t.shape} here.")
@@ -64,30 +68,46 @@ def save_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_weights(path: Path) -> Arrays:
     """What `save_weights` or mnist.py wrote; nothing in the file is executed."""
     try:
-        if path.suffix == ".safetensors":
-            return read_safetensors(path.read_bytes())
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        if path.stat().st_size > LIMIT:
+            raise ValueError(f"more than {LIMIT:,} bytes")
+        read = read_safetensors if path.suffix == ".safetensors" else read_npz
+        return read(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a broken archive can be broken in many ways
-        raise DataError(f"{path} holds no weights ({error}).\n"
+        raise DataError(f"{path} holds no weights ({str(error)[:200]}).\n"
                         "Expected weights.npz or weights.safetensors of mnist.py.") from None
+
+
+def read_npz(raw: bytes) -> Arrays:
+    """A zip of NumPy's arrays. What it unpacks to is bounded before it is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > LIMIT:
+            raise ValueError(f"it unpacks to more than {LIMIT:,} bytes")
+    with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name:.60} is no array of numbers")
+    return arrays
 
 
 def read_safetensors(raw: bytes) -> Arrays:
     """Eight bytes: the header's length; a header in JSON; the elements."""
     kinds = {"F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
     (length,) = struct.unpack("<Q", raw[:8])
-    if length > len(raw) - 8:
-        raise ValueError("its header is longer than the file")
-    arrays = {}
-    for name, row in json.loads(raw[8:8 + length]).items():
-        if name != "__metadata__":
-            start, stop = row["data_offsets"]
-            content = raw[8 + length:][start:stop]
-            arrays[name] = np.frombuffer(content, kinds[row["dtype"]]).reshape(row["shape"])
-    return arrays
+    if length > min(len(raw) - 8, HEADER):
+        raise ValueError("its header is longer than the file, or than any header")
+    rows = json.loads(raw[8:8 + length])
+    rows.pop("__metadata__", None)
+    content, end, arrays = memoryview(raw)[8 + length:], 0, {}
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = row["data_offsets"]
+        if (type(start), type(stop)) != (int, int) or not end <= start <= stop <= len(content):
+            raise ValueError(f"{name:.60} lies outside of the file, or over another")
+        arrays[name] = np.frombuffer(content[start:stop], kinds[row["dtype"]]).reshape(row["shape"])
+        end = stop
+    return {name: arrays[name] for name in rows}
 
 
 # ---- eight bits ----------------------------------------------------------------------------------
@@ -186,10 +206,19 @@ def load_int8(model, arrays: Mapping[str, np.ndarray]):
     """`model`, freshly built, as the quantized model whose arrays these are."""
     parts = {}
     for name, layer in layers(model).items():
-        part = parts[name] = Int8(layer, float(arrays[f"{name}.input_scale"]))
+        part = parts[name] = Int8(layer, float(_fitting(arrays, f"{name}.input_scale", ())))
         for field in ("weight", "scale", "bias"):
-            setattr(part, field, Tensor(arrays[f"{name}.{field}"]).realize())
+            old = getattr(part, field)
+            array = _fitting(arrays, f"{name}.{field}", old.shape)
+            setattr(part, field, Tensor(array, dtype=old.dtype).realize())
     return replaced(model, parts)
+
+
+def _fitting(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in arrays or arrays[name].shape != shape:
+        found = arrays[name].shape if name in arrays else "not there"
+        raise DataError(f"{name} is {found} in the file; it should be {shape}.")
+    return arrays[name]
 
 
 def size(arrays: Mapping[str, np.ndarray]) -> int:

@@ -44,6 +44,9 @@ HERE = Path(__file__).resolve().parent
 RELEASE = Path("/etc/nv_tegra_release")  # every Jetson has it
 CODE = ("jetson.py", "mnist.py", "guide_data.py", "guide_quantize.py", "guide_report.py")
 MANIFEST = "package.json"
+ARRAYS = ("weights.npz", "int8.npz", "test.npz", "expected.npz")
+FILES = {*CODE, *ARRAYS, "requirements.txt"}
+ABOUT = ("device", "machine", "python", "tinygrad", "board")
 CALIBRATION = 512  # training images that the desktop sees the activations of
 APART = 1e-3  # how far float32 logits may lie from the desktop's: another order of adding up
 SAME = 0.999  # INT8: of all answers, how many must be the desktop's: rounding has edges
@@ -141,16 +144,44 @@ def check_board() -> None:
 def opened(folder: Path) -> tuple[dict, dict[str, q.Arrays]]:
     """The manifest and the arrays of a package, every file as it was when it was packed."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_manifest((folder / MANIFEST).read_bytes())
         for name, digest in manifest["sha256"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise DataError(f"{folder / name} is not the file that was packed: copy the "
                                 "directory again.")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder} is no package ({error}).\nMake one on the desktop: "
                         "python examples/jetson.py pack run/weights.npz --out board") from None
     names = ("weights", "int8", "test", "expected")
-    return manifest, {name: q.read_weights(folder / f"{name}.npz") for name in names}
+    arrays = {name: q.read_weights(folder / f"{name}.npz") for name in names}
+    check_arrays(arrays)
+    return manifest, arrays
+
+
+def read_manifest(raw: bytes) -> dict:
+    """The manifest of a package, with the files it names and the texts that are printed checked."""
+    if len(raw) > 2**16:
+        raise ValueError("a manifest of over 64 KiB")
+    manifest = json.loads(raw)
+    unknown = manifest["sha256"].keys() ^ FILES
+    if unknown:  # no file elsewhere is read, and none is left out
+        raise ValueError(f"{sorted(unknown)[0]:.60} is not a file of a package, or is missing")
+    for text in (manifest["model"], *(manifest["made_on"][key] for key in ABOUT)):
+        if not isinstance(text, str) or not text.isprintable():
+            raise ValueError("a text that cannot be printed")
+    return manifest
+
+
+def check_arrays(arrays: dict[str, q.Arrays]) -> None:
+    """Pictures, labels and answers that belong together."""
+    test, expected = arrays["test"], arrays["expected"]
+    count = len(test["labels"]) if "labels" in test and test["labels"].ndim == 1 else 0
+    if not count or any(name not in found or found[name].shape != (count, *shape)
+                        for found, name, shape in ((test, "images", (28, 28)),
+                                                   (expected, "float32", (10,)),
+                                                   (expected, "int8", (10,)))):
+        raise DataError("test.npz and expected.npz do not belong together: pack the directory "
+                        "again.")
 
 
 def networks(arrays: dict[str, q.Arrays]) -> dict[str, object]:

@@ -717,7 +717,7 @@ def test_a_pickle_is_read_without_running_it(tmp_path):
         assert not ran.exists()
     pickle.loads(pickle.dumps(Evil(ran), 2)).close()
     assert ran.exists()  # so an ordinary reader would have
-    with pytest.raises(guide_data.DataError, match="UnpicklingError"):
+    with pytest.raises(guide_data.DataError, match="ValueError"):
         guide_data.cifar_pickle(b"no pickle", Path("x"))
 
 

@@ -52,7 +52,7 @@ WALLS = {
     ),
     "tgx/hardware/": room("model safe"),
     "tgx/adapter/": room(
-        "model codec settings devices hardware kernels passes __version__",
+        "model codec safe settings devices hardware kernels passes __version__",
         "tinygrad llvmlite numpy",
     ),
     # runs the same programs on tinygrad and on its peers, each in a process of its own

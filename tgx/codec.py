@@ -16,7 +16,8 @@ opens: `environment.ended` is then "unfinished", and references to what was neve
 dropped.
 
 Reading only ever builds the records of tgx.model: there is no pickle and no eval, every value is
-checked against the type its field declares, and sizes are bounded before anything is unpacked.
+checked against the type its field declares, and what a file unpacks to is bounded by its own size
+before it is unpacked: a small file cannot become a large trace.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import io
 import json
 import math
 import os
+import reprlib
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +40,7 @@ from typing import IO, Any
 
 from tgx import model
 from tgx.errors import BadInput
-from tgx.model import RECORDS, REFERENCES, SCHEMA, TABLES, ModelError, Trace
+from tgx.model import NEEDED, RECORDS, REFERENCES, SCHEMA, TABLES, ModelError, Trace
 
 MAGIC = "tgx-trace"
 FILE_NAME = "trace.jsonl"
@@ -47,6 +49,12 @@ MAX_LINE = 256 * 2**20  # characters in one line of the file
 MAX_BUNDLE = 512 * 2**20  # bytes one bundle may unpack to
 MAX_TOTAL = 4 * 2**30  # bytes of all lines and unpacked bundles together
 MAX_RECORDS = 20_000_000
+MAX_TEXT = 2 * 2**20  # characters of one text (a file's longest line, say) that is not code
+MAX_WORDS = 64 * 2**20  # characters of one column of words, each counted as often as it stands
+# What a file may unpack to: so much, and so much more for each byte read. Traces of real programs
+# unpack to 5 times their size (the most is 11), with 0.5 values a byte (1.8).
+BYTES = (32 * 2**20, 40)
+VALUES = (4_000_000, 4)
 BUNDLE_RECORDS = 2_000  # records a writer puts into one bundle
 BUNDLE_BYTES = 4 * 2**20
 
@@ -140,7 +148,7 @@ def _unpack_srcs(packed: Any) -> Any:
 
 def _packed(value: Any, name: str) -> list[Any]:
     if value.keys() != {name} or type(value[name]) is not list:
-        raise _Wrong(f"{value!r:.40} is not packed as {name}")
+        raise _Wrong(f"{_brief(value)} is not packed as {name}")
     found: list[Any] = value[name]
     return found
 
@@ -159,9 +167,14 @@ class _Wrong(Exception):
     """A value that does not fit its field; the caller adds where it stood."""
 
 
+def _brief(value: object) -> str:
+    """A value of any size in a few characters; all of it is never written out."""
+    return reprlib.repr(value)[:40]
+
+
 def _whole(value: Any) -> int:
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise _Wrong(f"{value!r:.40} is not a whole number of at most 64 bits")
+        raise _Wrong(f"{_brief(value)} is not a whole number of at most 64 bits")
     return value
 
 
@@ -171,19 +184,28 @@ def _number(value: Any) -> float:
     if type(value) is int:
         value = float(_whole(value))
     if type(value) is not float:
-        raise _Wrong(f"{value!r:.40} is not a number")
+        raise _Wrong(f"{_brief(value)} is not a number")
     return value
 
 
 def _yes_no(value: Any) -> bool:
     if type(value) is not bool:
-        raise _Wrong(f"{value!r:.40} is not true or false")
+        raise _Wrong(f"{_brief(value)} is not true or false")
     return value
 
 
 def _words(value: Any) -> str:
     if type(value) is not str:
-        raise _Wrong(f"{value!r:.40} is not text")
+        raise _Wrong(f"{_brief(value)} is not text")
+    if len(value) > MAX_TEXT:
+        raise _Wrong(f"a text of {len(value):,} characters, at most {MAX_TEXT:,}")
+    return _code(value)
+
+
+def _code(value: Any) -> str:
+    """Text of any length."""
+    if type(value) is not str:
+        raise _Wrong(f"{_brief(value)} is not text")
     # half a surrogate pair could be read but never written again
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
 
@@ -194,7 +216,7 @@ _SCALARS: dict[Any, Reader] = {int: _whole, float: _number, bool: _yes_no, str: 
 def _all_whole(value: Any) -> tuple[int, ...]:
     """tuple[int, ...]: the long ones are rewrite steps, so look at the extremes instead of each."""
     if type(value) is not list:
-        raise _Wrong(f"{value!r:.40} is not a list")
+        raise _Wrong(f"{_brief(value)} is not a list")
     if value:
         if not set(map(type, value)) <= {int}:
             raise _Wrong("a list of whole numbers holds something else")
@@ -208,9 +230,12 @@ def _all_words(value: Any) -> tuple[str, ...]:
         words, at = _all_words(value["words"]), _all_whole(value["at"])
         if at and not 0 <= min(at) <= max(at) < len(words):
             raise _Wrong("a list of words refers to a word it does not have")
+        if len(at) * max(map(len, words), default=0) > MAX_WORDS:
+            if sum(len(words[i]) for i in at) > MAX_WORDS:
+                raise _Wrong(f"a list of words of over {MAX_WORDS:,} characters")
         return tuple(words[i] for i in at)
     if type(value) is not list:
-        raise _Wrong(f"{value!r:.40} is not a list")
+        raise _Wrong(f"{_brief(value)} is not a list")
     return tuple(map(_words, value))
 
 
@@ -231,7 +256,7 @@ def _reader(kind: Any) -> Reader:
 
         def many(value: Any) -> tuple[Any, ...]:
             if type(value) is not list:
-                raise _Wrong(f"{value!r:.40} is not a list")
+                raise _Wrong(f"{_brief(value)} is not a list")
             return tuple(map(each, value))
 
         return many
@@ -240,7 +265,7 @@ def _reader(kind: Any) -> Reader:
 
         def fixed(value: Any) -> tuple[Any, ...]:
             if type(value) is not list or len(value) != len(parts):
-                raise _Wrong(f"{value!r:.40} is not a list of {len(parts)}")
+                raise _Wrong(f"{_brief(value)} is not a list of {len(parts)}")
             return tuple(part(v) for part, v in zip(parts, value, strict=True))
 
         return fixed
@@ -250,15 +275,17 @@ def _reader(kind: Any) -> Reader:
 def _record_reader(kind: type) -> Reader:
     hints = typing.get_type_hints(kind, vars(model))
     readers = {f.name: _reader(hints[f.name]) for f in fields(kind)}
+    if kind is model.Code:
+        readers["text"] = _code
     required = [name for name, default in _defaults(kind) if default is MISSING]
 
     def read(value: Any) -> Any:
         if type(value) is not dict:
-            raise _Wrong(f"{value!r:.40} is not a record")
+            raise _Wrong(f"{_brief(value)} is not a record")
         given = {}
         for name, v in value.items():
             if name not in readers:
-                raise _Wrong(f"a {kind.__name__} has no field {name!r:.40}")
+                raise _Wrong(f"a {kind.__name__} has no field {_brief(name)}")
             try:
                 if type(v) is dict and (kind, name) in PACKED:
                     v = PACKED[kind, name][1](v)
@@ -383,12 +410,28 @@ def dumps(trace: Trace) -> str:
     return out.getvalue()
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Where to write ``name``, a path with slashes, in a folder; the folders on the way are made.
+
+    A folder may have come from a stranger, with links in it: none of them is followed.
+    """
+    path = folder
+    for part in name.split("/"):
+        if part in ("", ".", "..") or "\0" in part or os.sep in part:
+            raise BadInput(f"{name!r} is no name of a file in {folder}")
+        path.mkdir(parents=True, exist_ok=True)
+        path = path / part
+        if path.is_symlink():
+            raise BadInput(f"{path} is a link to {os.readlink(path)}", "a file of the folder's own",
+                           "write to another folder: -o DIR, or remove the link")
+    return path
+
+
 def write(trace: Trace, path: str | os.PathLike[str]) -> Path:
     """Writes ``path``, or ``path/trace.jsonl`` if it is a folder (or has no ending); says which."""
     path = Path(path)
     if path.is_dir() or not path.suffix:
-        path.mkdir(parents=True, exist_ok=True)
-        path = path / FILE_NAME
+        path = inside(path, FILE_NAME)
     with open(path, "w", encoding="utf-8", newline="\n") as out:
         dump(trace, out)
     return path
@@ -445,10 +488,30 @@ def _parse(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _unpack(record: dict[str, Any]) -> list[bytes]:
+class _Budget:
+    """What a file may still unpack to, as it is read."""
+
+    def __init__(self) -> None:
+        self.read = self.unpacked = self.values = 0
+
+    def line(self, raw: bytes) -> bytes:
+        """A line of JSON that is about to be parsed: its values are at most these characters."""
+        self.values += raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        if self.values > VALUES[0] + VALUES[1] * self.read:
+            raise _Wrong(f"over {self.values - 1:,} values in {self.read:,} bytes of file")
+        return raw
+
+    def left(self) -> int:
+        """Bytes that may still be unpacked."""
+        return min(BYTES[0] + BYTES[1] * self.read, MAX_TOTAL) - self.unpacked
+
+
+def _unpack(record: dict[str, Any], budget: _Budget) -> Iterator[bytes]:
     size, data = record.get("size"), record.get("data")
     if type(size) is not int or type(data) is not str or not 0 <= size <= MAX_BUNDLE:
         raise _Wrong(f"a bundle without its data, or of more than {MAX_BUNDLE >> 20} MB")
+    if size > budget.left():
+        raise _Wrong(f"a bundle of {size >> 20} MB, in {budget.read:,} bytes of file")
     try:
         inflate = zlib.decompressobj()
         raw = inflate.decompress(base64.b64decode(data, validate=True), size + 1)
@@ -456,7 +519,8 @@ def _unpack(record: dict[str, Any]) -> list[bytes]:
         raise _Wrong("a bundle that does not unpack") from None
     if len(raw) != size or not inflate.eof or inflate.unused_data:
         raise _Wrong("a bundle of another size than it says")
-    return raw.split(b"\n")
+    budget.unpacked += size
+    return (line.removesuffix(b"\n") for line in io.BytesIO(raw))
 
 
 class _Collector:
@@ -475,7 +539,7 @@ class _Collector:
             raise _Wrong("a record after the end record")
         if name == "end":
             if record.get("records") != self.count:
-                raise _Wrong(f"the end record counts {record.get('records')!r:.20} records")
+                raise _Wrong(f"the end record counts {_brief(record.get('records'))} records")
             self.ended = True
             return
         self.count += 1
@@ -491,16 +555,17 @@ class _Collector:
             else:
                 raise _Wrong("this tgx knows no such record")
         except (_Wrong, ModelError) as e:
-            raise _Wrong(f"{name!r:.40}: {e}") from None
+            raise _Wrong(f"{_brief(name)}: {e}") from None
 
 
 def _collect(lines: Iterator[tuple[bytes, bool]], where: str) -> Trace:
-    gathered = _Collector()
-    number = total = 0
+    gathered, budget = _Collector(), _Budget()
+    number = 0
     try:
         for number, (line, whole) in enumerate(lines, 1):
+            budget.read += len(line)
             try:
-                record = _parse(line)
+                record = _parse(budget.line(line))
             except _Wrong:
                 if not whole and number > 1:
                     break  # cut in the middle of its last line: what came before is good
@@ -508,11 +573,8 @@ def _collect(lines: Iterator[tuple[bytes, bool]], where: str) -> Trace:
             if number == 1:
                 _check_header(record)
             elif record["record"] == "bundle":
-                for inner in _unpack(record):
-                    total += len(inner)
-                    if total > MAX_TOTAL:
-                        raise _Wrong(f"more than {MAX_TOTAL >> 20} MB unpacked")
-                    gathered.take(_parse(inner))
+                for inner in _unpack(record, budget):
+                    gathered.take(_parse(budget.line(inner)))
             else:
                 gathered.take(record)
     except _Wrong as e:
@@ -536,7 +598,7 @@ def _check_header(record: dict[str, Any]) -> None:
     if schema != SCHEMA:
         newer = type(schema) is int and schema > SCHEMA
         advice = "; a newer tgx wrote it: upgrade" if newer else ""
-        raise _Wrong(f"its schema is {schema!r:.20}, this tgx reads {SCHEMA}{advice}")
+        raise _Wrong(f"its schema is {_brief(schema)}, this tgx reads {SCHEMA}{advice}")
 
 
 def _build(gathered: _Collector) -> Trace:
@@ -554,18 +616,7 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     """Drops references to records that were never written, and rows that mean nothing without
     them."""
     ids = {name: {r.id for r in tables[name]} for name in TABLES}
-    needed = {
-        ("runs", "kernel"),
-        ("timings", "kernel"),
-        ("counts", "kernel"),
-        ("traffic", "kernel"),
-        ("traffic", "buffer"),
-        ("realizes", "schedule"),
-        ("frames", "file"),
-        ("rules", "file"),
-        ("gradients", "graph"),
-        ("passes", "table"),
-    }
+    needed = {*NEEDED, ("passes", "table"), ("traffic", "buffer")}
     graphs = []
     for g in tables["graphs"]:
         if any(not set(o) <= ids["origins"] for o in g.origins):
@@ -583,7 +634,8 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
                 for attribute, target in references:
                     value = getattr(record, attribute)
                     if isinstance(value, int):
-                        if value == -1 or value in ids[target]:
+                        optional = (name, attribute) not in NEEDED
+                        if value in ids[target] or (value == -1 and optional):
                             continue
                         if (name, attribute) in needed:
                             break
@@ -608,4 +660,6 @@ def _mend(tables: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
     return out
 
 
-__all__ = ["FILE_NAME", "TraceError", "Writer", "dump", "dumps", "loads", "read", "write"]
+__all__ = [
+    "FILE_NAME", "TraceError", "Writer", "dump", "dumps", "inside", "loads", "read", "write",
+]  # fmt: skip

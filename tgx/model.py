@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 SCHEMA = 1  # raised whenever a reader of the old form could misread the new one
@@ -72,8 +73,18 @@ def _check(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
+LONGEST_TIME = 1e15  # microseconds: thirty years
+DEEPEST = 1_000  # loops inside loops, passes inside passes, gradients of gradients
+LARGEST_ID = 2**53 - 1  # the largest whole number that a page counts exactly
+
+
+def _times(what: str, *values: float) -> None:
+    _check(all(isfinite(v) and abs(v) <= LONGEST_TIME for v in values), f"{what}: a time of "
+           + ", ".join(f"{v:g}" for v in values) + " us")
+
+
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    _check(value in allowed, f"{what} is {value!r}; expected one of {', '.join(allowed)}")
+    _check(value in allowed, f"{what:.80} is {value!r:.80}; expected one of {', '.join(allowed)}")
 
 
 # **** what ran ****
@@ -264,6 +275,8 @@ class Graph:
                 )
         for root in self.roots:
             _check(0 <= root < size, f"graph {self.id}: root {root} is not one of its {size} nodes")
+        for phase in set(self.phases):
+            _one_of(f"graph {self.id}: phase", phase, ("", *PHASES))
 
     @classmethod
     def of(
@@ -314,6 +327,12 @@ class Graph:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
+    def src(self, i: int) -> tuple[int, ...]:
+        return self.srcs[i] if self.srcs else ()
+
+    def label(self, i: int) -> str:
+        return self.labels[i] if self.labels else ""
+
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(self[i] for i in range(len(self.ops)))
@@ -357,6 +376,9 @@ class Opt:
     text: str = ""
     before: tuple[Loop, ...] = ()
     after: tuple[Loop, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(max(len(self.before), len(self.after)) <= DEEPEST, f"a nest of over {DEEPEST} loops")
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +430,10 @@ class Program:
     lds_bytes: int = -1
     compile_us: float = -1.0
     sources: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(len(self.loops) <= DEEPEST, f"program {self.id}: a nest of over {DEEPEST} loops")
+        _times(f"program {self.id}", self.compile_us)
 
     def pane(self, level: str) -> Code | None:
         """The code at one level, or None where it was not recorded."""
@@ -597,6 +623,7 @@ class Pass:
             len(self.steps) % 4 == 0,
             f"pass {self.id}: {len(self.steps)} numbers are not whole steps of four",
         )
+        _check(0 <= self.depth <= DEEPEST, f"pass {self.id}: its depth is {self.depth}")
 
     def __len__(self) -> int:
         return len(self.steps) // 4
@@ -623,6 +650,9 @@ class Realize:
     end_us: float = 0.0
     step: int = 0
 
+    def __post_init__(self) -> None:
+        _times(f"realize {self.id}", self.start_us, self.end_us)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -635,6 +665,9 @@ class Run:
     realize: int = -1
     clock: str = "device"
 
+    def __post_init__(self) -> None:
+        _times(f"a run of kernel {self.kernel}", self.start_us, self.time_us)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -645,6 +678,9 @@ class Timing:
     total_us: float
     min_us: float
     median_us: float
+
+    def __post_init__(self) -> None:
+        _times(f"timing of kernel {self.kernel}", self.total_us, self.min_us, self.median_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -714,6 +750,9 @@ class MemoryEvent:
     kernel: int = -1
     buffer: int = -1
 
+    def __post_init__(self) -> None:
+        _times("memory", self.at_us)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -726,6 +765,9 @@ class Event:
     time_us: float = 0.0
     frame: int = -1
     text: str = ""
+
+    def __post_init__(self) -> None:
+        _times("an event", self.at_us, self.time_us)
 
 
 # **** the backward walk ****
@@ -749,6 +791,10 @@ class Value:
     zeros: int = 0
     sampled: int = 0
     known: bool = True
+
+    def __post_init__(self) -> None:
+        right = self.size >= 0 and not self.norm < 0
+        _check(right, f"a value of size {self.size} and norm {self.norm}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -945,12 +991,14 @@ class Trace:
             seen: set[int] = set()
             for record in getattr(self, name):
                 _check(record.id not in seen, f"two {name} have the id {record.id}")
-                _check(record.id >= 0, f"{name}: the id {record.id} is negative")
+                _check(0 <= record.id <= LARGEST_ID, f"{name}: the id {record.id} is out of range")
                 seen.add(record.id)
         for name, references in REFERENCES.items():
             for record in getattr(self, name):
                 for attribute, target in references:
                     self._check_reference(name, record, attribute, target)
+        for name, attribute in CHAINS:
+            self._check_chain(name, attribute)
         for g in self.graphs:
             for origin in set().union(*g.origins):
                 _check(origin in self._index("origins"), f"graph {g.id}: no origin {origin}")
@@ -966,13 +1014,22 @@ class Trace:
             used = {walk.root, *(t.node for t in walk.targets)}
             used |= {t.gradient for t in walk.targets} - {-1}
             used |= {n for k in walk.kernels for n in k.nodes}
+            size = len(self.graph(walk.graph))
+            _check(0 <= walk.forward <= size, f"walk {walk.id}: {walk.forward} of {size} nodes")
             for k in walk.kernels:
                 _check(k.kernel in self._index("kernels"), f"walk {walk.id}: no kernel {k.kernel}")
             self._check_nodes(f"walk {walk.id}", walk.graph, used)
         for step in self.gradients:
             used = {step.node, *step.made, *(c.target for c in step.contributions)}
-            used |= {n for c in step.contributions for n in (c.node, c.total)} - {-1}
+            some = {n for c in step.contributions for n in (c.node, c.total)} | {step.upstream}
+            used |= some - {-1}
             self._check_nodes(f"gradient step {step.id}", self.walk(step.walk).graph, used)
+        for o in self.operations:
+            used = {f.node for f in o.flows} | ({o.output, o.upstream} - {-1})
+            self._check_nodes(f"operation {o.id}", self.walk(o.walk).graph, used)
+            for id in o.steps:
+                own = self._index("gradients")[id].walk == o.walk
+                _check(own, f"operation {o.id}: step {id} is of another walk")
         for p in self.passes:
             used = {node for node in (p.before, p.after) if node != -1}.union(
                 p.steps[1::4], p.steps[2::4]
@@ -994,7 +1051,7 @@ class Trace:
         value = getattr(record, attribute)
         index = self._index(target)
         if isinstance(value, int):
-            if value != -1 and value not in index:
+            if (value != -1 or (name, attribute) in NEEDED) and value not in index:
                 raise ModelError(
                     f"{name}: {attribute} of {record!r:.80} is {value}, which is not among {target}"
                 )
@@ -1005,6 +1062,23 @@ class Trace:
                         f"{name}: {attribute} of {record!r:.80} holds {v}, which is not "
                         f"among {target}"
                     )
+
+    def _check_chain(self, name: str, attribute: str) -> None:
+        """Following a reference within one table ends, and soon."""
+        length: dict[int, int] = {}
+        for record in getattr(self, name):
+            chain = []
+            while record.id not in length:
+                chain.append(record.id)
+                _check(len(chain) <= DEEPEST, f"{name}: {attribute} of {record.id} leads nowhere")
+                following = getattr(record, attribute)
+                if following == -1:
+                    break
+                record = self._index(name)[following]
+            known = length.get(record.id, 0)
+            for above, id in enumerate(reversed(chain), 1):
+                length[id] = known + above
+            _check(known + len(chain) <= DEEPEST, f"{name}: over {DEEPEST} {attribute} in a row")
 
     def _index(self, table: str) -> Mapping[int, Any]:
         cache: dict[str, dict[int, Any]] = self.__dict__.setdefault("_indices", {})
@@ -1043,11 +1117,17 @@ class Trace:
     def buffer(self, id: int) -> Buffer:
         return self._get("buffers", id)  # type: ignore[no-any-return]
 
+    def boundary(self, id: int) -> Boundary:
+        return self._get("boundaries", id)  # type: ignore[no-any-return]
+
     def rule(self, id: int) -> Rule:
         return self._get("rules", id)  # type: ignore[no-any-return]
 
     def walk(self, id: int) -> Walk:
         return self._get("walks", id)  # type: ignore[no-any-return]
+
+    def step(self, id: int) -> GradientStep:
+        return self._get("gradients", id)  # type: ignore[no-any-return]
 
     def operation(self, id: int) -> WalkOperation:
         return self._get("operations", id)  # type: ignore[no-any-return]
@@ -1104,7 +1184,7 @@ class Trace:
         origins = self.graph(k.ast).origins
         sources = self.program(k.program).sources
         return tuple(
-            tuple(dict.fromkeys(o for i in row if i < len(origins) for o in origins[i]))
+            tuple(dict.fromkeys(o for i in row if 0 <= i < len(origins) for o in origins[i]))
             for row in sources
         )
 
@@ -1125,6 +1205,24 @@ class Trace:
         return tuple(b for b in self.boundaries if b.source == kernel) + tuple(
             b for b in self.boundaries if kernel in b.readers and b.source != kernel
         )
+
+    def steps_of(self, walk: int) -> tuple[GradientStep, ...]:
+        """A walk's gradient steps, in order."""
+        return self._by_walk[0].get(walk, ())
+
+    def operations_of(self, walk: int) -> tuple[WalkOperation, ...]:
+        """A walk's operations, in order."""
+        return self._by_walk[1].get(walk, ())
+
+    @cached_property
+    def _by_walk(self) -> tuple[dict[int, tuple[Any, ...]], ...]:
+        steps: dict[int, list[Any]] = {}
+        operations: dict[int, list[Any]] = {}
+        for step in self.gradients:
+            steps.setdefault(step.walk, []).append(step)
+        for operation in self.operations:
+            operations.setdefault(operation.walk, []).append(operation)
+        return tuple({w: tuple(own) for w, own in t.items()} for t in (steps, operations))
 
     def peak(self) -> int:
         """The most memory in use at once, in bytes (0 if memory was not recorded)."""
@@ -1227,6 +1325,23 @@ REFERENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "operations": (("walk", "walks"), ("origin", "origins"), ("steps", "gradients")),
 }
 """Which attribute of which table holds ids of which table: checked when a Trace is built."""
+
+NEEDED = {
+    ("frames", "file"),
+    ("rules", "file"),
+    ("realizes", "schedule"),
+    ("runs", "kernel"),
+    ("timings", "kernel"),
+    ("counts", "kernel"),
+    ("traffic", "kernel"),
+    ("walks", "graph"),
+    ("gradients", "walk"),
+    ("operations", "walk"),
+}
+"""The references that cannot be -1: their record means nothing without what they refer to."""
+
+CHAINS = (("origins", "forward"), ("buffers", "base"), ("walks", "parent"))
+"""References within one table: following them has an end."""
 
 RECORDS: dict[str, type] = {
     "files": File,

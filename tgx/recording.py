@@ -168,10 +168,15 @@ def write_views(t: Trace, folder: Path) -> list[str]:
 
     problems: list[str] = []
 
-    def write(path: Path, text: str) -> None:
+    def write(name: str, text: str) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path = codec.inside(folder, name)
+        except (OSError, TgxError) as e:
+            if str(e) not in problems:
+                problems.append(str(e))
+            return
+        try:
+            path.write_text(text, encoding="utf-8", errors="replace")
         except OSError as e:  # a full disk; half a page is worse than none
             with suppress(OSError):
                 path.unlink()
@@ -186,7 +191,7 @@ def write_views(t: Trace, folder: Path) -> list[str]:
             if text not in problems:
                 problems.append(text)
             return
-        write(folder / name, text)
+        write(name, text)
 
     put("index.html", "html")
     put("timeline.json", "perfetto")
@@ -194,7 +199,7 @@ def write_views(t: Trace, folder: Path) -> list[str]:
         put(f"graphs/{name}.dot", "dot", **choices)
         put(f"graphs/{name}.svg", "svg", **choices)
     for name, text in code_files(t):
-        write(folder / "kernels" / name, text)
+        write(f"kernels/{name}", text)
     return problems
 
 
@@ -226,8 +231,9 @@ def code_files(t: Trace) -> Iterable[tuple[str, str]]:
     for p in t.programs:
         for code in p.code:
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", p.name)[:60] or "kernel"
+            level = re.sub(r"[^A-Za-z0-9_.-]", "_", code.level)[:60]
             suffix = SUFFIXES.get(code.language, "txt")
-            yield f"{p.id}-{name}.{code.level}.{suffix}", code.text
+            yield f"{p.id}-{name}.{level}.{suffix}", code.text
 
 
 # **** TGX_TRACE ****

@@ -68,7 +68,7 @@ class Backward:
             for form, suffix in FORMS.items():
                 name = "index.html" if form == "html" else f"walk{suffix}"
                 with suppress(MissingTool):  # without graphviz all but the picture
-                    (path / name).write_text(self.render(form), encoding="utf-8")
+                    codec.inside(path, name).write_text(self.render(form), encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:

@@ -130,7 +130,7 @@ class Session:
                 "end the first: leave its `with`, or unset TGX_TRACE",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out = codec.OneFile(self.folder / codec.FILE_NAME)
+        self.out = codec.OneFile(codec.inside(self.folder, codec.FILE_NAME))
         self.recorder = Recorder(
             codec.Writer(self.out),
             self.marker.origins,

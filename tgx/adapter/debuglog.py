@@ -8,29 +8,35 @@ What tinygrad prints, by level:
     …),) 4  every kernel's source 7  every kernel's machine code, and every allocation
 
 A log says nothing about lines of the program, operations or reasons, and the trace says that it
-does not. This module needs no tinygrad, and reads a log from a stranger: lines and file are
-bounded, and unknown lines are the program's own.
+does not. This module needs no tinygrad, and reads a log from a stranger: file, lines and code are
+bounded, no pattern can be made to search for long, and unknown lines are the program's own.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from tgx import model
 from tgx.errors import BadInput
 
 MOST_BYTES = 512 * 2**20
 MOST_LINE = 1 << 16
+MOST_SAID = 1 << 12  # characters of a line that says something: a launch, a schedule
 MOST_CODE = 1 << 20  # characters of one kernel's source
+MOST_STRETCH = 2 * MOST_CODE  # and of all code between two lines of tinygrad's own
+MOST_ALL_CODE = 64 * MOST_CODE
+MOST_RUNS = 200_000  # launches kept one by one, and as many events; all are counted
 
-ANSI = re.compile(r"\x1b\[(?:K|.*?m)")
+ANSI = re.compile(r"\x1b\[(?:K|[0-9;:]{0,40}m)")
 
 LAUNCH = re.compile(
-    r"\*\*\* (?P<device>[\w:]+) +(?P<number>\d+) (?P<name>.+?) +arg +(?P<args>\d+) "
+    r"\*\*\* (?P<device>[\w:]+) +(?P<number>\d+) (?P<name>.+?) {1,200}arg +(?P<args>\d+) "
     r"mem +(?P<mem>[\d.]+) GB(?: tm +(?P<time>[\d.]+)(?P<unit>us|ms|s )/ +[\d.]+ms "
     r"\( *(?P<gflops>[\d.]+) (?P<scale>[GT])FLOPS +(?P<mems>\d+)\|"
     r"(?P<lds>\d+) +(?P<mscale>[GT])B/s\))?"
@@ -41,7 +47,9 @@ SCHEDULED = re.compile(
     r"(?P<key>[0-9a-f]+) \| +\d+ uops in cache(?: \| (?P<file>.+):(?P<line>\d+))?"
 )
 OPTS = re.compile(r"(?P<name>\w+) +opts: (?P<opts>\(.*\))$")
-OPT = re.compile(r"Opt\(op=OptOps\.(\w+), axis=(-?\w+), arg=(.+?)\)(?=, Opt|,?\)$)")
+OPT = re.compile(
+    r"Opt\(op=OptOps\.(\w{1,40}), axis=(-?\w{1,40}), arg=((?:[^()]|\([^()]{0,200}\)){1,200})\)"
+)
 ALLOCATE = re.compile(r"buffer: (allocate|deallocate) (\d+) bytes on (\S+)")
 NOISE = re.compile(
     r"opened device |loading \w+ |JIT |jit execs|memory reduced|system: |c\d+ = |ast = |upcasting |"
@@ -50,8 +58,9 @@ NOISE = re.compile(
 
 # the line that begins a kernel's function, in each language a renderer writes
 DEFINITION = re.compile(
-    r'^(?:extern "C" )?(?:__global__ |kernel |__kernel )?(?:__attribute__\(\(.*?\)\) )?void '
-    r"(?:__launch_bounds__\(\d+\) |__attribute__\(\(.*?\)\) )*(\w+)\("
+    r'^(?:extern "C" )?(?:__global__ |kernel |__kernel )?(?:__attribute__\(\([^()]*(?:\([^()]*\))?'
+    r"[^()]*\)\) )?void (?:__launch_bounds__\(\d+\) |__attribute__\(\([^()]*(?:\([^()]*\))?"
+    r"[^()]*\)\) )*(\w+)\("
     r"|^define (?!internal).*@([\w$]+)\(|^\.visible \.entry (\w+)|^@compute.*fn (\w+)\("
 )
 PREAMBLE = re.compile(
@@ -81,7 +90,7 @@ class _Seen:
 @dataclass
 class _Log:
     kernels: dict[tuple[str, str], _Seen] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
+    order: dict[int, None] = field(default_factory=dict)  # kernels as they first ran
     runs: list[model.Run] = field(default_factory=list)
     memory: list[model.MemoryEvent] = field(default_factory=list)
     events: list[model.Event] = field(default_factory=list)
@@ -90,6 +99,7 @@ class _Log:
     opts: dict[str, tuple[model.Opt, ...]] = field(default_factory=dict)
     code: dict[str, dict[str, str]] = field(default_factory=dict)
     clock: float = 0.0
+    code_size: int = 0
     used: dict[str, int] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
 
@@ -104,24 +114,33 @@ def read(path: str | Path) -> model.Trace:
                 "a DEBUG log",
                 "cut it: the first part of a log is a log too",
             )
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            return _parse(_pieces(file), path.name)
     except OSError as e:
         raise BadInput(
             f"{path} cannot be read: {e.strerror}", "a log of a run with DEBUG=2"
         ) from None
-    return parse(text, path.name)
 
 
 def parse(text: str, name: str = "log") -> model.Trace:
     """The trace of a log's text."""
+    return _parse(_pieces(io.StringIO(text, newline="\n")), name)
+
+
+def _parse(pieces: Iterator[str], name: str) -> model.Trace:
     log = _Log()
     code: list[str] = []
-    for line in _lines(text):
-        if _known(log, line):
+    size = 0  # of this stretch of code: what is longer than two kernels' has no end
+    for piece in pieces:
+        if piece == "\n" and not code:
+            continue
+        line = _line(piece)
+        if _known(log, line[:MOST_SAID]):
             _sources(log, code)
-            code = []
-        elif code or _begins_code(line):
-            if len(code) < MOST_CODE // 16:
+            code, size = [], 0
+        elif code or _begins_code(line[:MOST_SAID]):
+            size += len(line) + 1
+            if size < MOST_STRETCH:
                 code.append(line)
     _sources(log, code)
     if not log.kernels:
@@ -133,10 +152,18 @@ def parse(text: str, name: str = "log") -> model.Trace:
     return _trace(log, name)
 
 
-def _lines(text: str) -> Iterator[str]:
-    for line in text.split("\n"):
-        # a progress bar goes back to the line's start: what stands after it counts
-        yield ANSI.sub("", line.rstrip("\r").rpartition("\r")[2])[:MOST_LINE].rstrip()
+def _pieces(file: IO[str]) -> Iterator[str]:
+    """Lines, of which only the beginning is kept where they are very long."""
+    whole = True
+    while piece := file.readline(MOST_LINE):
+        if whole:
+            yield piece
+        whole = piece.endswith("\n")
+
+
+def _line(piece: str) -> str:
+    # a progress bar goes back to the line's start: what stands after it counts
+    return ANSI.sub("", piece.rstrip("\r\n").rpartition("\r")[2]).rstrip()
 
 
 def _begins_code(line: str) -> bool:
@@ -165,39 +192,55 @@ def _known(log: _Log, line: str) -> bool:
     return True
 
 
+LARGEST = 1e15  # of any number in a log: microseconds, operations, bytes
+
+
+def _number(text: str | None) -> float:
+    """A number that a log may say; -1 for any other."""
+    try:
+        value = float(text or "")
+    except ValueError:  # 1.2.3
+        return -1.0
+    return value if 0 <= value <= LARGEST else -1.0
+
+
 def _launch(log: _Log, found: re.Match[str]) -> None:
     device, name = found["device"], found["name"].strip()
     seen = log.kernels.setdefault((device, name), _Seen(len(log.kernels), name, device))
     if device not in log.devices:
         log.devices.append(device)
     seen.launches += 1
-    log.order.append(seen.id)
-    if found["time"] is None:
+    log.order[seen.id] = None
+    time_us = _number(found["time"]) * UNITS.get(found["unit"], 1.0)
+    if time_us < 0 or log.clock + time_us > LARGEST:
         return
-    time_us = float(found["time"]) * UNITS[found["unit"]]
     seen.times.append(time_us)
-    log.runs.append(model.Run(seen.id, log.clock, time_us, 0, "device"))
+    if len(log.runs) < MOST_RUNS:
+        log.runs.append(model.Run(seen.id, log.clock, time_us, 0, "device"))
     log.clock += time_us
-    rate = float(found["gflops"]) * (1e9 if found["scale"] == "G" else 1e12)
-    if rate and seen.flops < 0:
-        seen.flops = round(rate * time_us * 1e-6)
-    memory = float(found["mems"]) * (1e9 if found["mscale"] == "G" else 1e12)
-    if memory and seen.nbytes < 0:
-        seen.nbytes = round(memory * time_us * 1e-6)
+    work = _number(found["gflops"]) * (1e3 if found["scale"] == "G" else 1e6) * time_us
+    if 0 < work <= LARGEST and seen.flops < 0:
+        seen.flops = round(work)
+    moved = _number(found["mems"]) * (1e3 if found["mscale"] == "G" else 1e6) * time_us
+    if 0 < moved <= LARGEST and seen.nbytes < 0:
+        seen.nbytes = round(moved)
 
 
 def _scheduled(log: _Log, found: re.Match[str]) -> None:
     frame = -1
-    if found["file"]:
-        path, line = Path(found["file"]).name, int(found["line"])
+    line = int(_number(found["line"]))
+    if found["file"] and line >= 0:
+        path = found["file"].replace("\\", "/").rpartition("/")[2]
         log.files.setdefault(path, len(log.files))
         frame = log.frames.setdefault((path, line), len(log.frames))
+    if len(log.events) >= MOST_RUNS:
+        return
     log.events.append(
         model.Event(
             "schedule",
             f"{found['kernels']} kernels, {found['cache'].lower()}",
             log.clock,
-            float(found["ms"]) * 1e3,
+            min(max(_number(found["ms"]) * 1e3, 0.0), LARGEST),
             frame,
         )
     )
@@ -205,14 +248,14 @@ def _scheduled(log: _Log, found: re.Match[str]) -> None:
 
 def _opts(text: str) -> Iterator[model.Opt]:
     for op, axis, amount in OPT.findall(text):
-        number = int(amount) if re.fullmatch(r"-?\d+", amount) else 0
-        place = int(axis) if re.fullmatch(r"-?\d+", axis) else -1
+        number = int(amount) if re.fullmatch(r"-?[0-9]{1,15}", amount) else 0
+        place = int(axis) if re.fullmatch(r"-?[0-9]{1,15}", axis) else -1
         yield model.Opt(op, place, number, f"{op} axis {axis} by {amount}")
 
 
 def _allocated(log: _Log, found: re.Match[str]) -> None:
-    nbytes = int(found[2]) * (1 if found[1] == "allocate" else -1)
-    if abs(nbytes) >= 2**62:
+    nbytes = int(_number(found[2])) * (1 if found[1] == "allocate" else -1)
+    if _number(found[2]) < 0 or len(log.memory) >= MOST_RUNS:
         return
     used = log.used[found[3]] = max(0, log.used.get(found[3], 0) + nbytes)
     log.memory.append(model.MemoryEvent(log.clock, found[3], nbytes, used))
@@ -229,8 +272,9 @@ def _sources(log: _Log, lines: list[str]) -> None:
 
     def flush() -> None:
         text = "\n".join(current).strip("\n")
-        if name and text:
-            log.code.setdefault(name, {}).setdefault(level, text[:MOST_CODE])
+        if name and text and level not in log.code.get(name, {}) and log.code_size < MOST_ALL_CODE:
+            log.code.setdefault(name, {})[level] = text[:MOST_CODE]
+            log.code_size += min(len(text), MOST_CODE)
 
     for line in lines:
         listing = LISTING.match(line)
@@ -339,7 +383,7 @@ def _trace(log: _Log, name: str) -> model.Trace:
         ),
         programs=tuple(programs),
         kernels=tuple(kernels),
-        schedules=(model.Schedule(0, tuple(dict.fromkeys(log.order)), name="log"),),
+        schedules=(model.Schedule(0, tuple(log.order), name="log"),),
         realizes=(model.Realize(0, 0, 0.0, log.clock),),
         runs=tuple(log.runs),
         timings=tuple(timings),

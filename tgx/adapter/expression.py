@@ -13,6 +13,7 @@ import linecache
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
@@ -49,6 +50,9 @@ FILLED: dict[str, Callable[..., Tensor]] = {
     "rand": Tensor.rand, "randn": Tensor.randn, "zeros": Tensor.zeros, "ones": Tensor.ones,
 }  # fmt: skip
 MOST_TEXT = 10_000
+MOST_SAID = 200  # characters of it that an error repeats
+MOST_ELEMENTS = 2**24  # of a value that is given
+MOST_RESULT = 2**28  # and of anything computed from it
 
 
 class Expression:
@@ -56,19 +60,24 @@ class Expression:
 
     def __init__(self, text: str, bindings: Sequence[str]) -> None:
         self.text = text.strip()
+        self.said = _said(self.text)
         if len(text) > MOST_TEXT:
             raise BadInput(f"an expression of {len(text):,} characters", f"at most {MOST_TEXT:,}",
                            "put it into a script: tgx backward script.py")
         try:
-            self.tree = ast.parse(self.text, mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is not run anyway
+                self.tree = ast.parse(self.text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            raise BadInput(f"{text!r} is neither a file nor an expression: {e.args[0]}",
+            why = str(e) or "it is too deep"
+            raise BadInput(f"{self.said!r} is neither a file nor an expression: {why}",
                            "a script, module:function, or an expression", EXAMPLE) from None
         self.values = dict(map(_binding, bindings))
         used = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name)}
         for name in self.values:
             if name not in used:
-                raise BadInput(f"{name} does not occur in {self.text}", "values for its names")
+                raise BadInput(f"{_said(name)} does not occur in {self.said}",
+                               "values for its names")
         self.words: dict[UOp, str] = {t.uop: name for name, t in self.values.items()}
         linecache.cache[FILE] = (len(self.text), None, [self.text + "\n"], FILE)
 
@@ -79,7 +88,7 @@ class Expression:
         except RecursionError:
             raise BadInput("the expression is nested too deeply", "a shorter one") from None
         if not isinstance(result, Tensor):
-            raise BadInput(f"{self.text} is {result!r:.60}, not a tensor",
+            raise BadInput(f"{self.said} is {result!r:.60}, not a tensor",
                            "a name with a value in it", EXAMPLE)
         check_loss(result, self.text)
         return result
@@ -88,10 +97,10 @@ class Expression:
         """The names that have a gradient."""
         floats = {n: t for n, t in self.values.items() if t.is_floating_point()}
         if not self.values:
-            raise BadInput(f"{self.text} is no tensor: it has no name with a value",
+            raise BadInput(f"{self.said} is no tensor: it has no name with a value",
                            "a name, and a value for it", EXAMPLE)
         if not floats:
-            given = ", ".join(self.values)
+            given = _said(", ".join(self.values))
             raise BadInput(f"only whole numbers were given ({given}), which have no gradient",
                            "a number with a decimal point", 'tgx backward "x*x" x=2.0')
         return floats
@@ -110,20 +119,21 @@ class Expression:
             return tuple(parts) if isinstance(node, ast.Tuple) else parts
         if isinstance(node, ast.Name):
             if node.id not in self.values:
-                raise BadInput(f"{node.id} has no value", "a value for every name",
-                               f'tgx backward "{self.text}" {node.id}=2.0')
+                name = _said(node.id)
+                raise BadInput(f"{name} has no value", "a value for every name",
+                               f'tgx backward "{self.said}" {name}=2.0')
             return self.values[node.id]
         if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
-            return self._apply(node, UNARY[type(node.op)], self._value(node.operand))
+            return self._apply(node, UNARY[type(node.op)], self._operand(node.operand))
         if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
-            left, right = self._value(node.left), self._value(node.right)
+            left, right = self._operand(node.left), self._operand(node.right)
             if isinstance(node.op, ast.Pow) and not isinstance(left, Tensor) and not isinstance(
                 right, Tensor
             ):
                 return self._apply(node, math.pow, left, right)
             return self._apply(node, BINARY[type(node.op)], left, right)
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in BINARY:
-            parts = [self._value(node.left), self._value(node.comparators[0])]
+            parts = [self._operand(node.left), self._operand(node.comparators[0])]
             return self._apply(node, BINARY[type(node.ops[0])], *parts)
         if isinstance(node, ast.Attribute) and node.attr == "T":
             return self._apply(node, lambda t: t.transpose(), self._value(node.value))
@@ -133,6 +143,13 @@ class Expression:
         if isinstance(node, ast.Call):
             return self._call(node)
         raise self._foreign(node)
+
+    def _operand(self, node: ast.expr) -> Any:
+        """Arithmetic is for numbers and tensors: a list times a billion would be one."""
+        value = self._value(node)
+        if not isinstance(value, (Tensor, int, float)):
+            raise self._foreign(node)
+        return value
 
     def _index(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Slice):
@@ -155,7 +172,7 @@ class Expression:
         else:
             raise self._foreign(node)
         if name not in METHODS:
-            raise BadInput(f"{name} is not among the tensor methods that can be used here",
+            raise BadInput(f"{_said(name)} is not among the tensor methods that can be used here",
                            ", ".join(sorted(METHODS)), "for more, write a script")
         if not isinstance(owner, Tensor):
             raise BadInput(f"{name}() of {owner!r:.40}, which is not a tensor",
@@ -169,21 +186,29 @@ class Expression:
         except (BadInput, RecursionError):
             raise
         except Exception as e:  # tinygrad's own word on shapes and types
-            said = str(e).splitlines()[0] if str(e) else type(e).__name__
+            said = _said(str(e).splitlines()[0] if str(e).strip() else type(e).__name__)
             raise BadInput(f"{self._source(node)}: {said}",
                            "shapes and types that fit", EXAMPLE) from None
         if isinstance(result, Tensor):
+            if math.prod(result.shape) > MOST_RESULT:
+                raise BadInput(f"{self._source(node)} has the shape {result.shape}",
+                               f"at most {MOST_RESULT:,} elements", "for more, write a script")
             self.words.setdefault(result.uop, self._source(node))
         return result
 
     def _source(self, node: ast.expr) -> str:
-        return ast.get_source_segment(self.text, node) or self.text
+        return _said(ast.get_source_segment(self.text, node) or self.text)
 
     def _foreign(self, node: ast.expr) -> BadInput:
         return BadInput(
             f"{self._source(node)}: tgx backward does not run this",
             "numbers, names, + - * / ** @, comparisons, [ ] and the methods of tensors", EXAMPLE,
         )  # fmt: skip
+
+
+def _said(text: str) -> str:
+    """Text as an error repeats it."""
+    return text if len(text) <= MOST_SAID else text[: MOST_SAID - 1] + "…"
 
 
 def _placed(node: ast.expr) -> Callable[..., Any]:
@@ -201,11 +226,15 @@ def _binding(word: str) -> tuple[str, Tensor]:
     """``x=2.0`` as a name and a tensor in memory."""
     name, equals, text = word.partition("=")
     if not equals or not name.isidentifier():
-        raise BadInput(f"{word!r} is not NAME=VALUE", "a value for a name", "x=2.0")
+        raise BadInput(f"{_said(word)!r} is not NAME=VALUE", "a value for a name", "x=2.0")
     filled = re.fullmatch(r"\s*(\w+)\(([\d\s,]*)\)\s*", text)
     try:
         if filled and filled[1] in FILLED:
-            made = FILLED[filled[1]](*(int(n) for n in filled[2].split(",") if n.strip()))
+            shape = [int(n) for n in filled[2].split(",") if n.strip()]
+            if math.prod(shape) > MOST_ELEMENTS:
+                raise BadInput(f"{_said(name)} of {math.prod(shape):,} elements",
+                               f"at most {MOST_ELEMENTS:,}", "for more, write a script")
+            made = FILLED[filled[1]](*shape)
         else:
             value = ast.literal_eval(text.strip())
             if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
@@ -213,12 +242,13 @@ def _binding(word: str) -> tuple[str, Tensor]:
             scalar = isinstance(value, (int, float))
             made = Tensor([value] if scalar else value)
             made = made.reshape(()) if scalar else made
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, AssertionError,
-            RuntimeError):
-        raise BadInput(f"{name}={text} is not a value",
+        return name, made.contiguous().realize()
+    except BadInput:
+        raise
+    except Exception:  # no literal, no numbers, ragged, or more than a number can be
+        raise BadInput(f"{_said(word)} is not a value",
                        "a number, a list of numbers, or rand(2, 3), randn, zeros, ones",
-                       f"{name}=2.0") from None
-    return name, made.contiguous().realize()
+                       f"{_said(name)}=2.0") from None
 
 
 # **** what cannot be a loss ****
@@ -226,6 +256,7 @@ def _binding(word: str) -> tuple[str, Tensor]:
 
 def check_loss(loss: Tensor, what: str) -> None:
     """Refuses what has no gradient, with what to do."""
+    what = _said(what)
     if not dtypes.is_float(loss.dtype):
         raise BadInput(f"{what} is a tensor of whole numbers ({loss.dtype.name}), which has no "
                        "gradient", "a loss of floats", "give floats (x=2.0), or .cast('float')")

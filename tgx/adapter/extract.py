@@ -5,20 +5,26 @@ device and compares the result with NumPy, or with another device. It needs tiny
 tgx only for the device TGX).
 
 A trace may come from a stranger, and a script is run. So the kernel's code in it is not copied but
-read: only calls that build UOps get through, see `checked`.
-
+read: only what `pyrender` writes of a kernel's arithmetic gets through, see `checked`. Above all
+not the operations that carry text of another language (CUSTOM, SOURCE, …), nor names that a
+renderer would write into its program as they stand.
 """
 
 from __future__ import annotations
 
 import ast as python
 import inspect
+import re
+import warnings
 
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.codegen.opt import OptOps
+from tinygrad.dtype import AddrSpace, DType, dtypes
+from tinygrad.uop.ops import AxisType, GroupOp, Ops, UOp
 from tinygrad.uop.render import pyrender
 
 from tgx.errors import BadInput
 from tgx.model import Kernel, Trace
+from tgx.safe import clean
 
 MOST_CODE = 1 << 20
 
@@ -66,6 +72,25 @@ NODES = (
 )
 
 
+METHODS = set(  # of a UOp, and of UOp itself
+    "after alu barrier bitcast cast const contiguous detach end exp2 index load log2 range "  # noqa: SIM905
+    "reciprocal reduce sin sink special sqrt store threefry vec".split()
+)
+MEMBERS: dict[str, set[str]] = {  # NAME.member
+    "UOp": METHODS,
+    "Ops": {op.name for op in (*GroupOp.ALU, *GroupOp.Movement)}.union(
+        "PARAM CONST VCONST RANGE SPECIAL INDEX LOAD STORE REDUCE END SINK CAST BITCAST STACK "  # noqa: SIM905
+        "AFTER BARRIER DETACH CONTIGUOUS WMMA DEFINE_LOCAL DEFINE_REG DEFINE_VAR BIND BUFFER GEP "
+        "VECTORIZE NOOP".split()
+    ),
+    "dtypes": {n for n in dir(dtypes) if isinstance(getattr(dtypes, n), DType)},
+    "math": {"inf", "nan"},
+    **{kind.__name__: set(kind.__members__) for kind in (AxisType, AddrSpace, OptOps)},
+}
+WORD = re.compile(r"[A-Za-z0-9_:.+ -]{0,120}")  # what a text may be: a device, a kernel's name
+ENDLESS = (python.Pow, python.MatMult)  # no kernel has them
+
+
 def text_of(ast: UOp) -> str:
     """A kernel's AST as the Python that builds it; "" where tinygrad cannot write it."""
     try:
@@ -87,33 +112,71 @@ def checked(code: str, where: str) -> str:
     if len(code) > MOST_CODE:
         raise refuse(f"has {len(code)} characters")
     try:
-        tree = python.parse(code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is not run anyway
+            tree = python.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise refuse("is not Python") from None
-    made: set[str] = set()
-    for node in python.walk(tree):
-        if not isinstance(node, NODES):
-            raise refuse(f"has a {type(node).__name__}")
-        if (
-            isinstance(node, python.Attribute)
-            and node.attr.startswith("_")
-            and node.attr != "__bf16"
-        ):
-            raise refuse(f"uses {node.attr}")
-        if isinstance(node, python.Assign):
-            made |= {t.id for t in node.targets if isinstance(t, python.Name)}
-        if isinstance(node, python.Call) and not isinstance(
-            node.func, (python.Name, python.Attribute)
-        ):
-            raise refuse("calls what is not a name")
-        if isinstance(node, python.keyword) and node.arg == "device":
-            node.value = python.Name("DEVICE", python.Load())
-    for node in python.walk(tree):
-        if isinstance(node, python.Name) and node.id not in NAMES | made:
-            raise refuse(f"uses {node.id}")
-    if made & NAMES or "ast" not in made:
-        raise refuse("builds no kernel")
-    return python.unparse(tree)
+    made = {
+        target.id
+        for line in tree.body if isinstance(line, python.Assign)
+        for target in line.targets if isinstance(target, python.Name)
+    }  # fmt: skip
+    uops: set[int] = set()  # parts that make a UOp, by id(); arithmetic on others is done at once
+    try:
+        for node in reversed([*python.walk(tree)]):  # inner parts first
+            if why := _foreign(node, made, uops):
+                raise refuse(why)
+            if isinstance(node, python.keyword) and node.arg == "device":
+                node.value = python.Name("DEVICE", python.Load())
+        if made & NAMES or "ast" not in made:
+            raise refuse("builds no kernel")
+        return python.unparse(tree)
+    except RecursionError:
+        raise refuse("is nested too deeply") from None
+
+
+def _foreign(node: python.AST, made: set[str], uops: set[int]) -> str:
+    """What of a part of the code no kernel has; "" for what one may have."""
+    if not isinstance(node, NODES) or isinstance(node, ENDLESS):
+        return f"has a {type(node).__name__}"
+    match node:
+        case python.Constant(value=str(text)):
+            return "" if WORD.fullmatch(text) else f"has the text {text!r:.60}"
+        case python.Constant(value=value):
+            if value is not None and not isinstance(value, (bool, int, float)):
+                return f"has a {type(value).__name__}"
+            return "has a number of over 64 bits" if abs(value or 0) >= 2**64 else ""
+        case python.Name(id=name):
+            if name not in NAMES | made:
+                return f"uses {name:.60}"
+            if name in made:
+                uops.add(id(node))
+        case python.Attribute(value=python.Name(id=owner), attr=name) if owner in MEMBERS:
+            return "" if name in MEMBERS[owner] else f"uses {owner}.{name:.60}"
+        case python.Attribute(attr=name):
+            return "" if name in METHODS else f"uses {name:.60}"
+        case python.Call(func=python.Name(id=name)):
+            if name == "UOp":
+                uops.add(id(node))
+        case python.Call(func=python.Attribute()):
+            uops.add(id(node))
+        case python.Call():
+            return "calls what is not a name"
+        case python.BinOp(left=left, right=right) | python.Compare(left=left, comparators=[right]):
+            if not uops & {id(left), id(right)}:
+                return "calculates without a UOp"
+            uops.add(id(node))
+        case python.Compare():
+            return "compares more than two"
+        case python.UnaryOp(operand=operand):
+            if id(operand) in uops:
+                uops.add(id(node))
+        case python.Assign(value=value, targets=[python.Name()]):
+            return "" if id(value) in uops else "assigns what is no UOp"
+        case python.Assign():
+            return "assigns to more than a name"
+    return ""
 
 
 TEMPLATE = '''\
@@ -197,7 +260,7 @@ def script(trace: Trace, kernel: int, device: str = "", file: str = "kernel.py")
     code = checked(pane.text, f"kernel {kernel}")
     places = ", ".join(trace.places(kernel))
     title = f"Kernel {kernel} ({k.name}, {k.tinygrad_name}), from {places}.".replace('"', "'")
-    title = title.replace("\\", "/").replace("\n", " ")
+    title = clean(title.replace("\\", "/").replace("\n", " "))[:500]
     device = device or k.device.split(",")[0]
     body = inspect.getsource(reference).partition("MOST_ELEMENTS")
     imports = "import tgx\n" if device.startswith("TGX") else ""
@@ -251,8 +314,13 @@ def rebuild(trace: Trace, kernel: int, device: str) -> UOp:
         "math": math,
         "__builtins__": {},
     }
-    exec(
-        compile(checked(pane.text, f"kernel {kernel}"), "<kernel>", "exec"), scope
-    )  # checked above
-    ast: UOp = scope["ast"]
+    code = compile(checked(pane.text, f"kernel {kernel}"), "<kernel>", "exec")
+    try:
+        exec(code, scope)
+    except Exception as error:  # what passed the check may still be no kernel to tinygrad
+        raise BadInput(f"the code of kernel {kernel} builds no kernel: {str(error)[:200]}",
+                       "a trace that this tinygrad wrote", "record it anew") from None
+    ast = scope["ast"]
+    if not isinstance(ast, UOp):
+        raise BadInput(f"the code of kernel {kernel} builds no kernel")
     return ast

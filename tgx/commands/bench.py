@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,36 +67,113 @@ def run(options: Options) -> int:
 
 def kept(path: Path) -> dict[str, Any]:
     """A report that `-o` wrote."""
-    from tgx.bench.driver import SCHEMA
     from tgx.errors import BadInput
 
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: {error}", "a file that tgx bench -o wrote") from None
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA or "cases" not in report:
-        raise BadInput(f"{path}", f"a report of tgx bench, schema {SCHEMA}", "tgx bench -o FILE")
+    return read(data, str(path))
+
+
+MOST_BYTES = 1 << 20  # of a report; one of all cases has a twentieth
+
+NUMBER = (int, float)
+SHAPE: dict[str, Any] = {  # of a report: what its tables read; [x] is a list of them
+    "schema": int,
+    "cpu": str,
+    "threads": int,
+    "contenders": [{"name": str, "role": str, "what": str, "missing": (str, type(None))}],
+    "cases": [{"name": str, "shape": [NUMBER], "results": dict, "ratios": dict, "agree": bool}],
+    "targets": [{"case": str, "against": str, "wanted": NUMBER,
+                 "reached": (int, float, type(None)), "met": (bool, type(None))}],
+    "notes": [str],
+}
+RESULT: dict[str, Any] = {"median": NUMBER, "min": NUMBER, "cpu": NUMBER}  # of one that ran
+HELD: dict[str, Any] = {"resident": NUMBER, "held": NUMBER}
+
+
+def read(data: bytes, where: str) -> dict[str, Any]:
+    """A report from the bytes of a file; what its tables need is there, and of the right type."""
+    from tgx.bench.driver import SCHEMA
+    from tgx.errors import BadInput
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"over {MOST_BYTES >> 20} MB")
+        report = json.loads(data, parse_constant=constant)
+        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+            raise ValueError("another schema")
+        fits(report, SHAPE, "the report")
+        for case in report["cases"]:
+            if len(case["shape"]) != 3:
+                raise ValueError("a shape that is not of three sizes")
+            for result in case["results"].values():
+                fits(result, {}, "a result")
+                if "median" in result:
+                    fits(result, RESULT, "a result")
+                    if min(result[key] for key in RESULT) <= 0:
+                        raise ValueError("a time that is not above 0")
+                if "resident" in result:
+                    fits(result, HELD, "a result")
+            fits(case["ratios"], dict.fromkeys(case["ratios"], NUMBER), "ratios")
+    except RecursionError:
+        raise BadInput(f"{where}: lists inside lists, too deep", "a report of tgx bench") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}", f"a report of tgx bench, schema {SCHEMA}",
+                       "tgx bench -o FILE") from None
     return report
+
+
+def fits(value: object, shape: Any, where: str) -> None:
+    """Raises ValueError where a value has not the shape: a type, types, or one inside another."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no table")
+        for key, inner in shape.items():
+            if key not in value:
+                raise ValueError(f"{where} has no {key}")
+            fits(value[key], inner, key)
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is no list")
+        for item in value:
+            fits(item, shape[0], where)
+    else:
+        types = shape if isinstance(shape, tuple) else (shape,)
+        number = isinstance(value, NUMBER) and not isinstance(value, bool)
+        if type(value) not in types or (number and not abs(value) < 1e15):  # type: ignore[arg-type]
+            raise ValueError(f"{where} is {type(value).__name__}, or too large")
 
 
 def show(options: Options, report: dict[str, Any]) -> None:
     from tgx.bench.report import tables
+    from tgx.views import words
+
+    def cell(text: str) -> str:  # no markup, no link, no new cell
+        return re.sub(r"([\\`|\[\]<])", r"\\\1", words.line(text))
 
     if options.json:
         print_json(report)
         return
-    print(f"{report['cpu']}, {report['threads']} threads" + "\n" * options.markdown)
+    tell = cell if options.markdown else words.line  # the report may be a stranger's
+    print(f"{tell(report['cpu'])}, {report['threads']} threads" + "\n" * options.markdown)
     for contender in report["contenders"]:
-        told = contender["what"] or f"not measured: {contender['missing']}"
-        print(f"{'* ' if options.markdown else '  '}{contender['name']}: {told}")
+        told = tell(contender["what"] or f"not measured: {contender['missing']}")
+        print(f"{'* ' if options.markdown else '  '}{tell(contender['name'])}: {told}")
     for title, heads, rows in tables(report):
         if rows and options.markdown:
             lines = [heads, ["---"] * len(heads), *rows]
             print(f"\n### {title}\n")
             for line in lines:
-                print("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |")
+                print("| " + " | ".join(text if text == "---" else cell(text) for text in line)
+                      + " |")
         elif rows:
             print(f"\n{title}")
             print_table(heads, rows)
     for note in report["notes"]:
-        print(f"\nnote: {note}")
+        print(f"\nnote: {tell(note)}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tgx.safe import clean, to_json
 
 Options = argparse.Namespace
 
@@ -87,12 +88,12 @@ def _hide_our_frames(kind: type[BaseException], error: BaseException, trace: Any
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
+    print(to_json(value, 2))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table: drawn by rich on a terminal, plain columns in a pipe or a file."""
-    rows = [tuple(row) for row in rows]
+    rows = [tuple(clean(cell).replace("\n", " ") for cell in row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tgx import settings
 from tgx.commands.common import Options, add_json, print_json, print_table
+from tgx.safe import clean
 
 if TYPE_CHECKING:
     from tgx.hardware.profiles import Profile
@@ -61,10 +62,10 @@ def show_profile(options: Options) -> int:
     elif options.json:
         print_json(profiles.to_json(profile))
     else:
-        print(f"{profile.name} ({profile.id})")
-        print("".join(f"  {note}\n" for note in profile.notes))
+        print(clean(f"{profile.name} ({profile.id})"))
+        print(clean("".join(f"  {note}\n" for note in profile.notes)))
         print_table(("fact", "value", "sure", "source"), profiles.fact_rows(profile))
-        print("\n" + "\n".join(f"{key}: {text}" for key, text in profile.sources.items()))
+        print("\n" + clean("\n".join(f"{k}: {text}" for k, text in profile.sources.items())))
     return 0
 
 

@@ -27,6 +27,7 @@ from tgx.errors import BadInput
 
 MAX_SECTIONS = 65_536
 MAX_NAME = 4_096  # longer names of sections and kernels are not ours
+MAX_NAMES = 8 << 20  # characters of all names together: each may be used many times
 CUDA = 190  # the ELF machine number of NVIDIA's GPUs
 NOBITS = 8  # a section that has a size, and no bytes in the file
 SYMTAB = 2
@@ -70,7 +71,7 @@ def read(data: bytes) -> tuple[CubinKernel, ...]:
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self.data, self.named = data, 0
         if data[:4] != b"\x7fELF":
             start = data[:16]
             what = "PTX text" if start.lstrip()[:2] in (b"//", b".v") else f"it starts {start!r}"
@@ -119,6 +120,9 @@ class _Reader:
         end = self.data.find(b"\0", start + offset, start + min(size, offset + MAX_NAME))
         if end < 0:
             raise _bad(f"a name at {offset} that does not end")
+        self.named += end - start - offset
+        if self.named > MAX_NAMES:
+            raise _bad(f"over {MAX_NAMES:,} characters in names")
         return self.data[start + offset : end].decode(errors="replace")
 
     def symbols(self) -> tuple[str, ...]:
@@ -157,10 +161,12 @@ class _Reader:
                 symbol, number = struct.unpack_from("<II", value)
                 if symbol < len(symbols):
                     facts[attribute, symbols[symbol]] = number
+        texts = [s for s in self.sections if s.name.startswith(".text.") and s.flags & EXECUTABLE]
+        if len({s.name for s in texts}) != len(texts):
+            raise _bad("two kernels of one name")
         return tuple(
             self.kernel(section, section.name.removeprefix(".text."), by_name, facts)
-            for section in self.sections
-            if section.name.startswith(".text.") and section.flags & EXECUTABLE
+            for section in texts
         )
 
     def kernel(
@@ -180,7 +186,7 @@ class _Reader:
             if attribute == MAX_THREADS and len(value) >= 12:
                 x, y, z = struct.unpack_from("<III", value)
                 threads = x * y * z
-            elif attribute == NUM_BARRIERS:
+            elif attribute == NUM_BARRIERS and value:
                 barriers = value[0]
         return CubinKernel(
             name=name,

@@ -23,6 +23,8 @@ A file is checked as it is read: every problem in it is listed, each with what w
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +36,9 @@ from tgx.errors import BadInput
 from tgx.hardware import toolchains
 
 SCHEMA = 1
+MOST_BYTES = 1 << 18  # of a profile; the longest we ship has a thirtieth
+MOST_PROBLEMS = 20  # told at once
+SMALLEST, LARGEST = 1e-9, 1e18  # of any fact, in its unit
 KINDS = ("jetson", "gpu", "cpu")
 CONFIDENCES = ("measured", "high", "medium", "low")
 UNKNOWN = "unknown"
@@ -48,6 +53,7 @@ class Rule:
     unit: str
     needed_by: tuple[str, ...]
     what: str
+    zero: bool = False  # none of it is an answer
 
 
 ALL, GPUS, JETSON, OPTIONAL = KINDS, ("jetson", "gpu"), ("jetson",), ()
@@ -57,7 +63,7 @@ FACTS: dict[str, Rule] = {
     "arch": Rule("text", "", GPUS, "compute capability, as compilers call it"),
     "sms": Rule("whole", "", GPUS, "streaming multiprocessors, with none switched off"),
     "cuda_cores": Rule("whole", "", GPUS, "32-bit float lanes of all SMs"),
-    "tensor_cores": Rule("whole", "", GPUS, "of all SMs"),
+    "tensor_cores": Rule("whole", "", GPUS, "of all SMs", zero=True),
     "gpu_mhz": Rule("number", "MHz", GPUS, "highest GPU clock of any mode"),
     "emc_mhz": Rule("number", "MHz", JETSON, "highest memory clock of any mode"),
     "cpu": Rule("text", "", ALL, "the CPU"),
@@ -219,29 +225,52 @@ def find(name: str, folders: Iterable[Path] | None = None) -> Profile:
 def read(path: Path) -> Profile:
     """The profile in a TOML file."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
         raise BadInput(f"cannot read the profile {path}: {error}", "a TOML file") from None
-    return parse(text, path.stem, str(path))
+    return read_text(data, path.stem, str(path))
+
+
+def read_text(data: bytes, id: str, where: str = "") -> Profile:
+    """The profile in the bytes of a file."""
+    if len(data) > MOST_BYTES:
+        raise BadInput(f"{where or id} has over {MOST_BYTES >> 10} KiB", "a device profile")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"cannot read the profile {where or id}: {error}", "a TOML file") from None
+    return parse(text, id, where)
 
 
 def parse(text: str, id: str, where: str = "") -> Profile:
     """A profile from TOML text; `where` names the file in errors."""
     where = where or f"{id}.toml"
     try:
+        if max(map(len, _DOTS.findall(text)), default=0) > MOST_PARTS:
+            raise ValueError(f"a key of over {MOST_PARTS} parts")  # tomllib would take its square
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise BadInput(f"{where}: tables inside tables, too deep", "a device profile") from None
+    except ValueError as error:  # TOMLDecodeError, and a number of too many digits
         raise BadInput(f"{where} is not TOML: {error}", "a device profile") from None
     checker = _Checker()
     profile = checker.profile(table, id)
     if checker.problems:
-        problems = "\n  - ".join(checker.problems)
+        told = checker.problems[:MOST_PROBLEMS]
+        if len(told) < len(checker.problems):
+            told.append(f"and {len(checker.problems) - len(told)} more")
+        problems = "\n  - ".join(told)
         raise BadInput(
             f"{where} is no device profile:\n  - {problems}",
             "what tgx/hardware/profiles.py describes at its top",
             "`tgx devices show NAME --toml` prints one that is right",
         )
     return profile
+
+
+MOST_PARTS = 100
+_DOTS = re.compile(r"(?:\.[^.=\n]*){100,}")
 
 
 class _Checker:
@@ -252,18 +281,18 @@ class _Checker:
         self.sources: dict[str, str] = {}
 
     def wrong(self, problem: str) -> None:
-        self.problems.append(problem)
+        self.problems.append(problem if len(problem) < 300 else problem[:299] + "…")
 
     def profile(self, table: dict[str, Any], id: str) -> Profile:
         if table.get("schema") != SCHEMA:
-            self.wrong(f"schema is {table.get('schema')!r}; this tgx reads schema = {SCHEMA}")
+            self.wrong(f"schema is {table.get('schema')!r:.40}; this tgx reads schema = {SCHEMA}")
         kind = table.get("kind")
         if kind not in KINDS:
-            self.wrong(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+            self.wrong(f"kind is {kind!r:.60}; expected one of {', '.join(KINDS)}")
             kind = "cpu"
         name = table.get("name")
         if not isinstance(name, str) or not name:
-            self.wrong(f"name is {name!r}; expected the board's name")
+            self.wrong(f"name is {name!r:.60}; expected the board's name")
             name = id
         sources = table.get("sources", {})
         if not isinstance(sources, dict) or not all(isinstance(v, str) for v in sources.values()):
@@ -298,15 +327,15 @@ class _Checker:
     def mode(self, table: object, index: int, kind: str) -> Mode:
         where = f"modes[{index}]"
         if not isinstance(table, dict):
-            self.wrong(f"{where} is {table!r}; expected a table")
+            self.wrong(f"{where} is {table!r:.60}; expected a table")
             return Mode(where, {})
         rest = dict(table)
         name, number, note = rest.pop("name", None), rest.pop("number", None), rest.pop("note", "")
         if not isinstance(name, str) or not name:
-            self.wrong(f"{where}: name is {name!r}; expected what `nvpmodel -q` prints")
+            self.wrong(f"{where}: name is {name!r:.60}; expected what `nvpmodel -q` prints")
             name = where
         if number is not None and type(number) is not int:
-            self.wrong(f"{where}: number is {number!r}; expected a whole number, or none")
+            self.wrong(f"{where}: number is {number!r:.60}; expected a whole number, or none")
             number = None
         facts = self.facts(rest, MODE_FACTS, kind, f"mode {name}")
         return Mode(name, facts, number, str(note))
@@ -315,7 +344,7 @@ class _Checker:
         self, table: object, rules: Mapping[str, Rule], kind: str, where: str
     ) -> dict[str, Fact]:
         if not isinstance(table, dict):
-            self.wrong(f"{where} is {table!r}; expected a table of facts")
+            self.wrong(f"{where} is {table!r:.60}; expected a table of facts")
             return {}
         found = {}
         for name, row in table.items():
@@ -336,7 +365,7 @@ class _Checker:
 
     def fact(self, row: object, rule: Rule, where: str) -> Fact:
         if not isinstance(row, dict) or "value" not in row:
-            self.wrong(f"{where} is {row!r}; expected {{ value = ..., source = ... }}")
+            self.wrong(f"{where} is {row!r:.60}; expected {{ value = ..., source = ... }}")
             return Fact(None)
         for key in row:
             if key not in ("value", "unit", "source", "confidence", "note"):
@@ -345,15 +374,16 @@ class _Checker:
         unit = row.get("unit", "")
         if unit != rule.unit:
             expected = f"unit = {rule.unit!r}" if rule.unit else "no unit"
-            self.wrong(f"{where}: unit is {unit!r}; expected {expected}")
+            self.wrong(f"{where}: unit is {unit!r:.60}; expected {expected}")
         value = self.value(row["value"], rule, where)
         source, confidence = row.get("source", ""), row.get("confidence", "")
         if value is not None:
-            if source not in self.sources:
+            if not isinstance(source, str) or source not in self.sources:
                 names = ", ".join(self.sources) or "which is empty"
-                self.wrong(f"{where}: source is {source!r}; expected a name in [sources]: {names}")
+                self.wrong(f"{where}: source is {source!r:.60}; expected a name in [sources]: "
+                           f"{names}")
             if confidence not in CONFIDENCES:
-                self.wrong(f"{where}: confidence is {confidence!r}; expected one of "
+                self.wrong(f"{where}: confidence is {confidence!r:.60}; expected one of "
                            + ", ".join(CONFIDENCES))
         return Fact(value, rule.unit, str(source), str(confidence), str(row.get("note", "")))
 
@@ -363,20 +393,23 @@ class _Checker:
         if rule.type == "text":
             if isinstance(value, str) and value:
                 return value
-            self.wrong(f"{where} is {value!r}; expected a text")
+            self.wrong(f"{where} is {value!r:.60}; expected a text")
             return None
         if rule.type == "numbers":
             items = value if isinstance(value, list) else [value]
-            numbers = tuple(v for v in items if isinstance(v, int | float) and v > 0)
+            numbers = tuple(v for v in items if isinstance(v, int | float)
+                            and not isinstance(v, bool) and SMALLEST <= v <= LARGEST)
             if numbers and len(numbers) == len(items):
                 return numbers
-            self.wrong(f"{where} is {value!r}; expected a number above 0, or a list of them")
+            self.wrong(f"{where} is {value!r:.60}; expected a number above 0, or a list of them")
             return None
         fits = isinstance(value, int) or (rule.type == "number" and isinstance(value, float))
-        if fits and not isinstance(value, bool) and isinstance(value, int | float) and value >= 0:
-            return value
+        if fits and isinstance(value, int | float) and not isinstance(value, bool):
+            if SMALLEST <= value <= LARGEST or (rule.zero and value == 0):
+                return value
         kind = "a whole number" if rule.type == "whole" else "a number"
-        self.wrong(f'{where} is {value!r}; expected {kind}, not negative, or "unknown"')
+        sign = "not negative" if rule.zero else "above 0"
+        self.wrong(f'{where} is {value!r:.60}; expected {kind}, {sign}, or "unknown"')
         return None
 
 
@@ -440,10 +473,10 @@ def machine(profile: Profile, mode: str = "") -> Machine:
     sms, gpu_mhz = int(pick("sms", "the number of SMs")), pick("gpu_mhz", "the GPU clock")
     all_sms, cores = profile.number_of("sms"), profile.number_of("cuda_cores")
     full = profile.number_of("bandwidth")
-    if full is None or not all_sms or not cores:
+    if full is None or not all_sms or not cores or cores < all_sms or sms < 1:
         raise BadInput(
             f"the profile of {profile.id} does not know bandwidth, sms or cuda_cores",
-            "all three: nothing can be predicted without",
+            "all three, and a core for each SM: nothing can be predicted without",
         )
     emc, emc_most = chosen.number_of("emc_mhz"), profile.number_of("emc_mhz")
     bandwidth = full
@@ -514,8 +547,9 @@ def _fact_line(name: str, fact: Fact) -> str:
 
 def _quote(value: object) -> str:
     if isinstance(value, str):
-        text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{text}"'
+        # JSON's escapes are TOML's, but for the halves of characters, which a text here cannot have
+        return re.sub(r"[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}",
+                      json.dumps(value, ensure_ascii=False))
     return str(value)
 
 

@@ -24,6 +24,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+MOST_LINE = 4_096  # characters of a line that are looked at
+MOST_TEXT = 1 << 20  # of what a program printed
 OFF = -256.0  # the temperature of a sensor that is switched off
 FIXED = {"PMIC"}  # sensors that say 50 or 100 for ever
 
@@ -75,9 +77,9 @@ class Sample:
         return None
 
 
-_NUMBER = r"\d+(?:\.\d+)?"
-_RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
-_CLOCK = r"\s+(?:(\d+)%)?(?:@(?:\[([^\]]*)\]|(\S*)))?(?=\s|$)"
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_RAM = re.compile(r"\bRAM ([0-9]{1,12})/([0-9]{1,12})MB")
+_CLOCK = r"\s{1,20}(?:([0-9]{1,12})%)?(?:@(?:\[([^\]]*)\]|(\S*)))?(?=\s|$)"
 _GPU = re.compile(r"\bGR3D_FREQ" + _CLOCK)
 _EMC = re.compile(r"\bEMC_FREQ" + _CLOCK)
 _CPU = re.compile(r"\bCPU \[([^\]]*)\]")
@@ -89,7 +91,7 @@ _NOT_RAILS = {"RAM", "SWAP", "IRAM", "NC"}  # NC: not connected
 
 def parse_line(line: str) -> Sample:
     """One line of tegrastats, whatever the release."""
-    raw = line.rstrip("\r\n")
+    raw = line[:MOST_LINE].rstrip("\r\n")
     ram, gpu, emc = _RAM.search(raw), _GPU.search(raw), _EMC.search(raw)
     cpu = _CPU.search(raw)
     rails = tuple(
@@ -131,7 +133,7 @@ def _clocks(match: re.Match[str] | None) -> tuple[float, ...]:
 
 
 def _core(text: str) -> float | None:
-    load = re.match(r"\s*(\d+)%", text)
+    load = re.match(r"\s*([0-9]{1,12})%", text)
     return float(load[1]) if load else None
 
 
@@ -195,11 +197,13 @@ class ConfMode:
 
 def parse_nvpmodel_query(text: str) -> tuple[str, int | None] | None:
     """The mode's name and number from `nvpmodel -q`, which needs no root; None if it says none."""
-    name = re.search(r"^(?:NVPM VERB: Current mode: )?NV Power Mode: *(\S.*?)\s*$", text, re.M)
+    text = text[:MOST_TEXT]
+    name = re.search(r"^(?:NVPM VERB: Current mode: )?NV Power Mode: *(\S[^\n]*)$", text, re.M)
     if name is None:
         return None
-    number = re.search(r"^\s*(\d+)\s*$", text[name.end() :], re.M)
-    return name[1], int(number[1]) if number else None
+    rest = (line.strip() for line in text[name.end() :].split("\n"))
+    number = next((line for line in rest if re.fullmatch("[0-9]{1,9}", line)), None)
+    return name[1].strip()[:200], None if number is None else int(number)
 
 
 def parse_nvpmodel_conf(text: str) -> tuple[ConfMode, ...]:
@@ -223,17 +227,18 @@ def parse_nvpmodel_conf(text: str) -> tuple[ConfMode, ...]:
                 )
             )
 
-    for line in text.splitlines():
+    for line in text[:MOST_TEXT].splitlines():
+        line = line[:MOST_LINE]
         if section := re.match(r"\s*<\s*(\w+)(.*)>", line):
             close()
             facts, head = {}, None
             if section[1] == "POWER_MODEL":
-                number = re.search(r"\bID\s*=\s*(\d+)", section[2])
-                name = re.search(r"\bNAME\s*=\s*(\S+)", section[2])
+                number = re.search(r"\bID\s{0,9}=\s{0,9}([0-9]{1,9})\b", section[2])
+                name = re.search(r"\bNAME\s{0,9}=\s{0,9}(\S+)", section[2])
                 head = (int(number[1]), name[1]) if number and name else None
             continue
         words = line.split()
-        if head is None or len(words) != 3 or not re.fullmatch(r"-?\d+", words[2]):
+        if head is None or len(words) != 3 or not re.fullmatch(r"-?[0-9]{1,15}", words[2]):
             continue
         match words[0], words[1]:
             case "GPU", "MAX_FREQ":
@@ -272,13 +277,15 @@ class Clocks:
 
 
 def parse_jetson_clocks(text: str) -> Clocks:
+    text = text[:MOST_TEXT]
+
     def line(name: str) -> dict[str, float]:
         found = re.search(rf"^{name} (.*)$", text, re.M)
-        pairs = re.findall(r"(\w+)=(\d+)", found[1]) if found else []
+        pairs = re.findall(r"\b(\w{1,40})=([0-9]{1,15})\b", found[1][:MOST_LINE]) if found else []
         return {key: int(value) / 1e6 for key, value in pairs}
 
     gpu, emc = line("GPU"), line("EMC")
-    tpcs = re.search(r"^Active GPU TPCs: (\d+)", text, re.M)
+    tpcs = re.search(r"^Active GPU TPCs: ([0-9]{1,9})\b", text, re.M)
     query = parse_nvpmodel_query(text)
     return Clocks(
         gpu_min=gpu.get("MinFreq"),
@@ -370,7 +377,7 @@ JETPACKS = (
 
 def parse_release(text: str) -> tuple[int, str] | None:
     """L4T's number and revision, (36, "4.3"), from /etc/nv_tegra_release; None if it has none."""
-    match = re.search(r"R(\d+) \(release\)(?:, REVISION: ([\d.]+))?", text)
+    match = re.search(r"R([0-9]{1,6}) \(release\)(?:, REVISION: ([0-9.]{1,20}))?", text[:MOST_LINE])
     return (int(match[1]), match[2] or "") if match else None
 
 

@@ -202,7 +202,7 @@ def constants(graph: Graph) -> list[bool]:
     """Which nodes are constants, or only cast and gather constants (a shape is a stack of them)."""
     out: list[bool] = []
     for i, op in enumerate(graph.ops):
-        src = graph.srcs[i] if graph.srcs else ()
+        src = graph.src(i)
         sort = SORTS.get(op)
         folds = sort in (None, "movement") and bool(src) and all(out[s] for s in src)
         out.append(sort == "constant" or folds or (op == "STACK" and not src))
@@ -211,7 +211,7 @@ def constants(graph: Graph) -> list[bool]:
 
 def constant_text(graph: Graph, i: int, depth: int = 3) -> str:
     """A constant as it reads: `2.0`, `(4, 5)`."""
-    src = graph.srcs[i] if graph.srcs else ()
+    src = graph.src(i)
     if not src or depth == 0:
         return (graph.args[i] if graph.args else "") or graph.ops[i]
     parts = [constant_text(graph, s, depth - 1) for s in src[:8]]

@@ -71,7 +71,7 @@ def _resolve(table: Graph, p: Pass, match: dict[int, int], rebuild: dict[int, in
 
 
 def _entered(table: Graph, n: int) -> tuple[int, ...]:
-    src = table.srcs[n]
+    src = table.src(n)
     op = table.ops[n]
     if src and (op == "FUNCTION" or (op == "CALL" and table.ops[src[0]] in BODIES)):
         return src[1:]

@@ -49,11 +49,11 @@ class Finding:
 
 
 def steps(trace: Trace, walk: int) -> tuple[GradientStep, ...]:
-    return tuple(s for s in trace.gradients if s.walk == walk)
+    return trace.steps_of(walk)
 
 
 def operations(trace: Trace, walk: int) -> tuple[WalkOperation, ...]:
-    return tuple(o for o in trace.operations if o.walk == walk)
+    return trace.operations_of(walk)
 
 
 def parameters(walk: Walk) -> tuple[Target, ...]:
@@ -73,11 +73,11 @@ def name(trace: Trace, walk: Walk, node: int) -> str:
     """What to call a node: the user's word for it, a constant's value, ∂ and the name of what a
     gradient is of, else its operation and number."""
     graph = trace.graph(walk.graph)
-    label = graph.labels[node] if graph.labels else ""
+    label = graph.label(node)
     if label:
         return label.removeprefix("self.")
     if graph.ops[node] == "CONST":
-        return _constant(graph.args[node])
+        return _constant(graph[node].arg)
     if graph.ops[node] == "BUFFER":
         return f"data{node}"
     return f"{graph.ops[node].lower()}{node}"
@@ -172,7 +172,7 @@ def _not_numbers(trace: Trace, walk: Walk) -> Iterator[Finding]:
         for n in nodes:
             v = walk.value(n)
             kind = "nan" if v.nans else "inf" if v.infs else ""
-            inputs = [walk.value(s) for s in graph.srcs[n]]
+            inputs = [walk.value(s) for s in graph.src(n)]
             if not kind or kind in told or graph.ops[n] in ("CONST", "BUFFER") or n not in wanted:
                 continue
             if any(i.nans or (kind == "inf" and i.infs) for i in inputs):
@@ -195,7 +195,7 @@ def _reached(graph: Graph, roots: Sequence[int]) -> set[int]:
         n = todo.pop()
         if n not in found:
             found.add(n)
-            todo.extend(graph.srcs[n])
+            todo.extend(graph.src(n))
     return found
 
 
@@ -208,10 +208,10 @@ def _cause(trace: Trace, walk: Walk, node: int, step: GradientStep | None, kind:
     """Why a node is NaN or infinite, and what to do about it."""
     graph = trace.graph(walk.graph)
     op = graph.ops[node]
-    inputs = [walk.value(s) for s in graph.srcs[node]]
+    inputs = [walk.value(s) for s in graph.src(node)]
     first = inputs[0] if inputs else Value(known=False)
     if op == "LOG2" and first.zeros:
-        gap = _underflow(walk, graph, graph.srcs[node][0])
+        gap = _underflow(walk, graph, graph.src(node)[0])
         if gap:
             return (
                 f"the logarithm of an exact 0 is −∞. The 0 is exp(−{gap:.4g}), which is less than "
@@ -251,9 +251,9 @@ def _underflow(walk: Walk, graph: Graph, node: int) -> float:
     while frontier and len(seen) < 200:
         n = frontier.pop()
         if graph.ops[n] == "EXP2" and walk.value(n).zeros:
-            below = walk.value(graph.srcs[n][0]).low
+            below = walk.value(graph.src(n)[0]).low
             return -below * math.log(2) if below < -SMALLEST else 0.0
-        for s in graph.srcs[n]:
+        for s in graph.src(n):
             if s not in seen and walk.value(s).zeros:
                 seen.add(s)
                 frontier.append(s)

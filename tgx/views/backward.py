@@ -78,7 +78,7 @@ def check_word(check: Check, limit: float = walks.WRONG) -> str:
         return f"not checked: {check.why}" if check.why else ""
     if check.kink:
         return "a kink: slopes differ left and right"
-    if check.error > limit:
+    if check.error > limit and check.difference:
         return f"≠ {number(check.difference[0])} by finite difference"
     return f"✓ {check.error:.0e}"
 
@@ -106,7 +106,7 @@ def spot(trace: Trace, origin: int) -> str:
 def title(trace: Trace, walk: Walk) -> str:
     """``L = 49``: what the walk is of."""
     value = walk.value(walk.root)
-    label = trace.graph(walk.graph).labels[walk.root] or walk.name or "the loss"
+    label = trace.graph(walk.graph).label(walk.root) or walk.name or "the loss"
     program = trace.environment.program
     if label == program:
         return f"{label} = {brief(value)}"
@@ -151,7 +151,7 @@ def result_line(trace: Trace, walk: Walk) -> str:
 def text(trace: Trace, level: str = "auto") -> str:
     """The walks for a terminal."""
     if not trace.walks:
-        lacks = "".join(f"note: {m}\n" for m in trace.environment.missing)
+        lacks = "".join(f"note: {words.line(m)}\n" for m in trace.environment.missing)
         return f"This trace has no backward walk; `tgx backward SCRIPT` records one.\n{lacks}"
     out: list[str] = []
     for walk in trace.walks:
@@ -251,8 +251,7 @@ def operation_name(o: WalkOperation) -> str:
 
 
 def operation_kernels(trace: Trace, o: WalkOperation) -> tuple[int, ...]:
-    own = set(o.steps)
-    return tuple(sorted({k for s in trace.gradients if s.id in own for k in s.kernels}))
+    return tuple(sorted({k for id in o.steps for k in trace.step(id).kernels}))
 
 
 def _target_lines(trace: Trace, walk: Walk) -> list[str]:
@@ -292,8 +291,9 @@ def _kernel_lines(trace: Trace, walk: Walk) -> list[str]:
 
 def recomputed(trace: Trace, walk: Walk, part: walks.KernelPart) -> list[str]:
     """The forward operations a kernel computes although another did before."""
-    ops = trace.graph(walk.graph).tensor_ops
-    return list(dict.fromkeys(ops[n] or walks.name(trace, walk, n) for n in part.again))
+    graph = trace.graph(walk.graph)
+    return list(dict.fromkeys(graph[n].tensor_op or walks.name(trace, walk, n)
+                              for n in part.again))
 
 
 def spans(numbers: list[int]) -> str:

@@ -45,18 +45,18 @@ def render(trace: Trace, form: str = "markdown", level: str = "auto") -> str:
 
 
 def code(text: str) -> str:
-    """Text as code, whatever is in it."""
+    """Text as code; what would end the code, or a table's cell, is escaped text instead."""
     text = words.line(text)
-    ticks = "``" if "`" in text else "`"
-    return f"{ticks}{text}{ticks}"
+    return cell(text) if "`" in text or "|" in text else f"`{text}`"
 
 
 def _walk(trace: Trace, walk: Walk, level: str) -> Iterator[str]:
-    label = trace.graph(walk.graph).labels[walk.root] or walk.name or "the loss"
+    label = trace.graph(walk.graph).label(walk.root) or walk.name or "the loss"
     env = trace.environment
     yield f"# What `backward()` does for {code(label)}"
     yield ""
-    yield (f"Recorded with tinygrad {env.tinygrad} on {env.device}, Python {env.python}. "
+    yield (f"Recorded with tinygrad {cell(env.tinygrad)} on {cell(env.device)}, Python "
+           f"{cell(env.python)}. "
            + " ".join(cell(h) + "." for h in backward.heading(trace, walk)))
     yield ""
     if walk.route:
@@ -124,13 +124,13 @@ def _forward(trace: Trace, walk: Walk) -> Iterator[str]:
     graph = trace.graph(walk.graph)
     shown = [n for n in range(walk.forward) if graph.ops[n] not in ("BUFFER", "COPY")]
     if len(shown) > 40:  # of a large graph only what the user has a name for
-        shown = [n for n in shown if graph.labels[n]]
+        shown = [n for n in shown if graph.label(n)]
     yield "| node | operation | of | value |"
     yield "|---|---|---|---|"
     for n in shown:
-        sources = ", ".join(walks.name(trace, walk, s) for s in graph.srcs[n])
+        sources = ", ".join(walks.name(trace, walk, s) for s in graph.src(n))
         yield "| " + " | ".join((
-            code(walks.name(trace, walk, n)), graph.ops[n], cell(sources),
+            code(walks.name(trace, walk, n)), cell(graph.ops[n]), cell(sources),
             cell(backward.brief(walk.value(n))))) + " |"
 
 
@@ -139,12 +139,12 @@ def _step(trace: Trace, walk: Walk, step: GradientStep, number: int) -> Iterator
     at = backward.where(trace, step)
     place, rule = walks.rule_text(trace, step)
     yield ""
-    yield f"### {number}. {step.op}: {code(name)}" + (f", at {code(at)}" if at not in ("", name)
-                                                      else "")
+    yield (f"### {number}. {cell(step.op)}: {code(name)}"
+           + (f", at {code(at)}" if at not in ("", name) else ""))
     yield ""
-    yield (f"The forward computed {step.formula}, which was {backward.brief(walk.value(step.node))}"
-           f". The gradient that comes in is {backward.brief(walk.value(step.upstream))}."
-           .replace("|", "\\|"))
+    yield (f"The forward computed {cell(step.formula)}, which was "
+           f"{cell(backward.brief(walk.value(step.node)))}. The gradient that comes in is "
+           f"{cell(backward.brief(walk.value(step.upstream)))}.")
     if place:
         yield ""
         yield f"The rule that matches, {code(place)}:"
@@ -182,7 +182,7 @@ def _operation(trace: Trace, walk: Walk, o: WalkOperation, number: int) -> Itera
     yield f"### {number}. {cell(backward.operation_name(o))}" + (f", at {code(at)}" if at else "")
     yield ""
     rules = dict.fromkeys(s.key for s in walks.steps(trace, walk.id) if s.id in set(o.steps))
-    yield (f"{words.plural(len(o.steps), 'step')}, by the rules {', '.join(rules)}. Upstream "
+    yield (f"{words.plural(len(o.steps), 'step')}, by the rules {cell(', '.join(rules))}. Upstream "
            f"gradient: {cell(backward.brief(walk.value(o.upstream)))}.")
     yield ""
     for f in o.flows:

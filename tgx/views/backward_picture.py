@@ -64,7 +64,7 @@ def _steps(trace: Trace, walk: Walk, title: str, only: set[int]) -> Picture:
                 gradient[c.target] = c.total
     shown: dict[int, None] = {}
     for s in own:
-        for n in (s.node, *graph.srcs[s.node]):
+        for n in (s.node, *graph.src(s.node)):
             if graph.ops[n] != "CONST" or walk.value(n).size:
                 shown[n] = None
     boxes, edges = [], []
@@ -82,7 +82,7 @@ def _steps(trace: Trace, walk: Walk, title: str, only: set[int]) -> Picture:
             "forward" if kind != "constant" else "data",
             backward.where(trace, step) if step else "",
         ))
-        edges += [Edge(f"n{s}", f"n{n}") for s in dict.fromkeys(graph.srcs[n]) if s in shown]
+        edges += [Edge(f"n{s}", f"n{n}") for s in dict.fromkeys(graph.src(n)) if s in shown]
     for n, g in gradient.items():
         if n not in shown or graph.ops[n] == "CONST":
             continue

@@ -47,7 +47,7 @@ def facts(a: Trace, b: Trace, m: Match) -> dict[str, Any]:
                 "a_opts": opts(a, p.a), "b_opts": opts(b, p.b)}
 
     def boundary(t: Trace, id: int) -> dict[str, Any]:
-        found = next(x for x in t.boundaries if x.id == id)
+        found = t.boundary(id)
         return {"from": found.source, "reason": found.reason, "because": found.because,
                 "rule": found.rule}
 
@@ -81,9 +81,9 @@ def opts(t: Trace, kernel: int) -> tuple[str, ...]:
     """What the optimiser decided about a kernel: ("UPCAST(0, 4)", ...); on TGX, which has one of
     its own, the path it took. () where nothing was decided, or recorded."""
     number = t.kernel(kernel).program
-    program = next((p for p in t.programs if p.id == number), None) if number >= 0 else None
-    if program is None:
+    if number < 0:
         return ()
+    program = t.program(number)
     decided = tuple(f"{o.op}({o.axis}, {o.amount})" for o in program.opts)
     return decided or ((f"TGX's {program.path} path",) if program.path else ())
 
@@ -160,13 +160,13 @@ def _story(a: Trace, b: Trace, m: Match, left: str, right: str, form: str) -> st
     otherwise = [(p, old, new) for p in m.pairs
                  for old, new in [(opts(a, p.a), opts(b, p.b))] if old != new]
     for p, old, new in otherwise[:OPTS]:
-        tell(f"optimised otherwise: {name(b, p.b)}: {' '.join(old) or 'nothing'} → "
-             f"{' '.join(new) or 'nothing'}")
+        tell(f"optimised otherwise: {name(b, p.b)}: {show(' '.join(old)) or 'nothing'} → "
+             f"{show(' '.join(new)) or 'nothing'}")
     if len(otherwise) > OPTS:
         tell(f"and {len(otherwise) - OPTS} more kernels are optimised otherwise")
     for sign, t, ids in (("new", b, m.boundaries_added), ("gone", a, m.boundaries_removed)):
         for i in ids:
-            x = next(y for y in t.boundaries if y.id == i)
+            x = t.boundary(i)
             tell(f"boundary {sign}, after {name(t, x.source)}: {show(x.because)}")
     if a.peak() and b.peak() and a.peak() != b.peak():
         tell(f"peak memory {words.size(a.peak())} → {words.size(b.peak())}")

@@ -33,6 +33,8 @@ SHAPES: dict[str, tuple[str, str, str]] = {
 }
 
 FONT = "Helvetica"  # one name: graphviz knows its widths, and would guess those of a list
+LONGEST = 3_000
+"""Characters of one text: graphviz reads none of more than 16384 bytes."""
 BOUNDS = "nslimit=1 nslimit1=1 mclimit=0.1"
 """Graphviz may take minutes on a few hundred boxes; with these it stops polishing."""
 
@@ -68,18 +70,18 @@ def to_dot(p: Picture) -> str:
 
 def quote(text: str) -> str:
     """A dot string: backslashes and quotes escaped, line ends as \\n."""
-    text = words.clean(text).replace("\\", "\\\\").replace('"', '\\"')
+    text = words.clean(text)[:LONGEST].replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n") + '"'
 
 
 def html(text: str) -> str:
     """Text inside an HTML-like label."""
-    return escape(words.clean(text), quote=True).replace("\n", "<br/>")
+    return escape(words.clean(text)[:LONGEST], quote=True).replace("\n", "<br/>")
 
 
 def _tip(text: str) -> str:
     # graphviz reads &entities; in plain strings too, so ampersands are written as entities
-    return quote(text.replace("&", "&amp;"))
+    return quote(words.clean(text)[: LONGEST // 2].replace("&", "&amp;"))
 
 
 def _title(p: Picture) -> str:

@@ -5,6 +5,7 @@ Every claim the other views make in pictures can be checked here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -31,13 +32,15 @@ def facts(
     trace = costs.attach(trace)
     cost = costs.costs(trace)
     in_schedules = None if schedules is None else set(schedules)
+    chosen = None if kernels is None else set(kernels)
     wanted = {
         k.id
         for k in trace.kernels
         if (in_schedules is None or k.schedule in in_schedules)
-        and (kernels is None or k.id in set(kernels))
+        and (chosen is None or k.id in chosen)
     }
     env = trace.environment
+    runs = Counter(r.schedule for r in trace.realizes)
     return {
         "environment": asdict(env),
         "steady": list(trace.steady()),
@@ -49,7 +52,7 @@ def facts(
                 "phase": s.phase,
                 "jit": s.jit,
                 "kernels": list(s.kernels),
-                "runs": sum(r.schedule == s.id for r in trace.realizes),
+                "runs": runs[s.id],
                 "cache_hits": s.cache_hits,
                 "planned_bytes": s.planned_bytes,
                 "unplanned_bytes": s.unplanned_bytes,

@@ -428,7 +428,7 @@ def nodes(
         boxes.append(box)
     edges: dict[tuple[str, str], int] = {}
     for target, p in place.items():
-        for source in graph.srcs[target] if graph.srcs else ():
+        for source in graph.src(target):
             q = place.get(source, p)
             if q != p:
                 pair = (boxes[q].key, boxes[p].key)
@@ -472,7 +472,7 @@ def neighbourhood(graph: Graph, focus: int, limit: int = LIMIT) -> list[int]:
     while edge and len(found) < limit:
         following = []
         for i in edge:
-            for j in (*(graph.srcs[i] if graph.srcs else ()), *graph.consumers[i]):
+            for j in (*graph.src(i), *graph.consumers[i]):
                 if j not in seen and len(found) < limit:
                     seen.add(j)
                     found.append(j)
@@ -529,7 +529,7 @@ def step(trace: Trace, pass_id: int = -1, index: int = 0, limit: int = LIMIT) ->
     for i in sorted(shown):
         mark = "" if i in old and i in new else "removed" if i in old else "added"
         boxes.append(node_box(trace, table, i, mark, constant))
-    edges = tuple(Edge(f"n{j}", f"n{i}") for i in sorted(shown) for j in table.srcs[i]
+    edges = tuple(Edge(f"n{j}", f"n{i}") for i in sorted(shown) for j in table.src(i)
                   if j in shown)
     title = f"{words.line(p.name)}, step {index + 1} of {len(p)}"
     notes = []
@@ -551,7 +551,7 @@ def _pass(trace: Trace, id: int) -> Pass | None:
 def _below(table: Graph, root: int, limit: int) -> set[int]:
     found, edge = {root}, [root]
     while edge and len(found) < limit:
-        edge = [j for i in edge for j in table.srcs[i] if j not in found]
+        edge = [j for i in edge for j in table.src(i) if j not in found]
         for j in edge:
             if len(found) < limit:
                 found.add(j)

@@ -26,15 +26,15 @@ def render(
     """Plain text, at most 100 columns but for source code."""
     trace = costs.attach(trace)
     if kernel != -1:
-        return one_kernel(trace, kernel, code)
+        return words.clean(one_kernel(trace, kernel, code))
     if line:
-        return one_line(trace, line)
-    return summary(trace, schedule, rows)
+        return words.clean(one_line(trace, line))
+    return words.clean(summary(trace, schedule, rows))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns of text, those in `right` flush right."""
-    body = [tuple(heads), *map(tuple, rows)]
+    """Columns of text, those in `right` flush right; a cell is one line, whatever is in it."""
+    body = [tuple(heads), *(tuple(words.clean(c).replace("\n", "␊") for c in row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     return "\n".join(
         "  ".join(c.rjust(w) if i in right else c.ljust(w)
@@ -240,7 +240,7 @@ def loop_lines(loops: Sequence[Loop], mark: Sequence[Loop] = ()) -> list[str]:
     """A nest as it reads: `for m in 64 (threads)`, one deeper than the other."""
     known = set(mark)
     return [
-        "  " * i + f"for {words.line(x.name)} in {words.line(x.size)}"
+        "  " * min(i, 40) + f"for {words.line(x.name)} in {words.line(x.size)}"
         + ("" if x.kind == "loop" else f" ({LOOP_WORDS[x.kind]})")
         + (" ←" if mark and x not in known else "")
         for i, x in enumerate(loops)
@@ -309,13 +309,13 @@ def one_kernel(trace: Trace, id: int, code: bool = True) -> str:
         if p.loops:
             out += ["", "loops", *("  " + x for x in loop_lines(p.loops))]
         for i, o in enumerate(p.opts):
-            what = f"{o.op} axis {o.axis}, {o.amount}"
+            what = f"{words.line(o.op)} axis {o.axis}, {o.amount}"
             out += ["", f"optimisation {i + 1}: {what}  {words.line(o.text)}".rstrip()]
             out += ["  " + x for x in loop_lines(o.after, o.before)]
         if code:
             for pane in p.code:
                 facts_text = ", ".join(f"{words.line(n)} {words.line(v)}" for n, v in pane.facts)
-                out += ["", f"{pane.level} ({pane.language})".replace(" ()", "")
+                out += ["", words.line(f"{pane.level} ({pane.language})".replace(" ()", ""))
                         + (f": {facts_text}" if facts_text else "")]
                 out += ["  " + words.clean(x) for x in pane.text.split("\n")]
     return "\n".join([*out, ""])
