@@ -199,8 +199,6 @@ _counters: list[weakref.ref[Counter]] = []
 
 def register(counter: Counter) -> None:
     """Remembers a kernel, for the table at the end. One that is let go (BEAM's candidates) goes."""
-    if not _counters:
-        atexit.register(print_table)
     _counters.append(weakref.ref(counter, _counters.remove))
 
 
@@ -395,3 +393,6 @@ def print_table() -> None:
     """At the program's end, to stderr."""
     if found := all_counts():
         print(f"\n{table_text(found)}", file=sys.stderr)
+
+
+atexit.register(print_table)

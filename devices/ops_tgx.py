@@ -130,6 +130,11 @@ class TGXAllocator(LRUAllocator["TGXDevice"]):
                            ".to('TGX')")
 
 
+# What special modes add to an object, after the kernel's name, and the variables they go by. Such
+# a kernel is called in another way; a pickled TinyJit may bring one to where it is not.
+MODES = {".counted": "TGX_COUNT", ".tgx.table": "TGX_CHECK"}
+
+
 class TGXProgram(Program["TGXDevice"]):
     """A compiled kernel, loaded and ready to call."""
 
@@ -139,6 +144,11 @@ class TGXProgram(Program["TGXDevice"]):
         if dev.renderer.compiler.is_host is False:
             raise RuntimeError(f"this kernel was compiled for {obj.target}, it cannot run on this "
                                f"machine ({host_architecture()}); unset the arch in DEV to run")
+        for suffix, variable in MODES.items():
+            if (made := f"{obj.name}{suffix}".encode() in obj.lib) != (suffix in self.suffixes):
+                raise RuntimeError(f"kernel {obj.name} was compiled with{'' if made else 'out'} "
+                                   f"{variable}=1 and cannot run with{'out' if made else ''} it: "
+                                   f"{'set' if made else 'unset'} {variable}, or compile anew")
         self.dev, self.name, self.profile_key = dev, obj.name, obj.profile_key
         self.loaded = Loaded(obj.lib, tuple(obj.name + s for s in self.suffixes))
         self.address = self.loaded.address[obj.name]

@@ -29,6 +29,7 @@ from tinygrad.device import CompileError
 from tinygrad.helpers import Context
 from tinygrad.uop.ops import UOp, sym_infer
 
+import tgx
 from tgx import codec, settings
 from tgx.adapter import lines
 from tgx.devices import cache, counting, counts
@@ -325,6 +326,50 @@ def test_a_forked_child_counts_for_itself(fresh: Run) -> None:
     )
     done = fresh("-c", script, DEVICE="TGX", TGX_COUNT="1")
     assert done.stdout.splitlines() == ["[1]", "[1]"], done.stdout + done.stderr
+
+
+def test_a_trace_has_its_own_launches_alone() -> None:
+    x = given(333)
+    jitted = TinyJit(lambda t: (t * 5).realize())
+    for _ in range(4):
+        jitted(x)
+    with tgx.trace() as recording:
+        for _ in range(3):
+            jitted(x)
+        (x * 5).realize()
+    trace = recording.trace
+    own = [c for c in trace.counts if any(t.loads for t in trace.traffic_of(c.kernel))]
+    assert sum(c.calls for c in own) == 1  # the jitted calls belong to a graph made before
+    jitted(x)
+    with tgx.trace() as recording:
+        (x * 5).realize()
+    assert [c.calls for c in recording.trace.counts] == [1]
+
+
+PICKLED = """
+import pickle, sys
+from tinygrad import Tensor, TinyJit
+if sys.argv[1] == "make":
+    step = TinyJit(lambda x: (x * 3).realize())
+    for i in range(3):
+        step(Tensor.full((100,), float(i)).contiguous().realize())
+    open("jit", "wb").write(pickle.dumps(step))
+else:
+    step = pickle.load(open("jit", "rb"))
+    print(step(Tensor.full((100,), 2.0).contiguous().realize()).sum().item())
+"""
+
+
+def test_a_pickled_step_is_not_run_the_wrong_way(fresh: Run, tmp_path: Path) -> None:
+    """A counted kernel looks for its block before its arguments: there must be one."""
+    (script := tmp_path / "pickled.py").write_text(PICKLED)
+    modes: list[dict[str, str]] = [{}, {"TGX_COUNT": "1"}, {"TGX_CHECK": "1"}]
+    for made, other in zip(modes, (*modes[1:], modes[0]), strict=True):
+        assert fresh(script, "make", DEVICE="TGX", **made).returncode == 0
+        same, refused = (fresh(script, "use", DEVICE="TGX", **mode) for mode in (made, other))
+        assert same.stdout == "600.0\n", same.stderr
+        assert refused.returncode == 1, refused.stdout
+        assert "was compiled with" in refused.stderr and "compile anew" in refused.stderr
 
 
 # ***************************** the cache model *****************************
@@ -669,6 +714,13 @@ def test_a_script_prints_a_table(fresh: Run, tmp_path: Path) -> None:
     assert [x.split()[:2] for x in told[at + 1 : at + 4]] == [[f"data{i}", "of"] for i in range(3)]
     assert "times its size" in told[at + 1]
     assert all(len(x) <= 110 for x in told), max(map(len, told))
+
+
+def test_what_beam_tries_is_not_the_programs(fresh: Run) -> None:
+    code = "from tinygrad import Tensor; print(Tensor.ones(64, 64).contiguous().sum().item())"
+    done = fresh("-c", code, DEVICE="TGX", TGX_COUNT="1", BEAM="1", PARALLEL="0")
+    assert done.returncode == 0 and done.stderr.count("TGX_COUNT: ") == 1, done.stderr
+    assert "TGX_COUNT: 2 kernels, 2 launches" in done.stderr
 
 
 def test_a_traced_script_keeps_its_counts(fresh: Run, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class Ledger:
     def taken(self, call: UOp) -> Any:
         """What the launch that has just ended did, on all of its devices; None if not counted."""
         program, found = call.src[0], None
+        if program.op is Ops.CUSTOM_FUNCTION and program.arg == "graph":
+            for inside in program.src[0].src:  # whose kernels they were is not known
+                self.taken(inside)
         if program.op is not Ops.PROGRAM or counts_module() is None:
             return None
         for device in to_tuple(call.src[1].device):
