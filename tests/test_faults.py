@@ -627,3 +627,119 @@ def test_traces_killed_at_random_50_times(tmp_path: Path) -> None:
     assert seen["kernels"] > 10
 
 
+
+
+# ***************************** for long *****************************
+
+LONG = """
+import gc, os, threading
+import numpy as np
+from tinygrad import Tensor, TinyJit, codegen, schedule
+from tinygrad.engine import realize
+from tinygrad.runtime.support.memory import TLSFAllocator
+w = Tensor(np.random.default_rng(0).standard_normal((8, 8), dtype=np.float32)).realize()
+x = np.random.default_rng(1).standard_normal((4, 8), dtype=np.float32)
+(w @ Tensor.ones(8, 5).contiguous() - Tensor.ones(8, 5)).relu().realize()
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+def state():
+    gc.collect()
+    return {"KB": resident() >> 10, "threads": threading.active_count(),
+            "files": len(os.listdir("/proc/self/fd")),
+            "code": sum("r-xp" in l and "/" not in l for l in open("/proc/self/maps")),
+            "maps": sum(1 for l in open("/proc/self/maps"))}
+def settled():
+    for cached in (TLSFAllocator.lv1, TLSFAllocator.lv2):  # tinygrad's: they keep every allocator
+        cached.cache_clear()
+    return state()
+def grown(first, last):
+    import json, sys
+    print(json.dumps({"first": first, "last": last}), file=sys.stderr)
+    return {k: last[k] - first[k] for k in first}
+"""
+
+CAPTURES = LONG + """
+@TinyJit
+def step(x): return ((x @ w).relu().contiguous() @ w).realize()
+def capture():
+    step.reset()
+    for _ in range(3): got = step(Tensor(x).realize())
+    return got
+for _ in range(20): capture()
+first, before = settled(), state()
+for _ in range(ROUNDS): got = capture()
+after, last = state(), settled()
+np.testing.assert_allclose(got.numpy(), np.maximum(x @ w.numpy(), 0) @ w.numpy(), rtol=1e-4)
+more = grown(first, last)
+assert more["threads"] == more["files"] == more["code"] == 0 and more["maps"] < 8, more
+assert more["KB"] < 1024, more
+assert after["KB"] - before["KB"] < 1024 + 4 * ROUNDS  # with tinygrad's
+print("ok")
+"""
+
+KERNELS = LONG + """
+def forget():
+    for known in (realize.runtime_cache, codegen.to_program_cache, schedule.schedule_cache):
+        known.clear()
+    return settled()
+def kernel(i): return (w.reshape(64)[: 1 + i % 60] * (i + 0.5)).sum().realize()
+for i in range(100): kernel(-1 - i)
+first = forget()
+for i in range(ROUNDS):
+    got = kernel(i)
+    if i % 100 == 99: forget()
+want = (w.numpy().reshape(64)[: 1 + i % 60] * (i + 0.5)).sum()
+np.testing.assert_allclose(got.item(), want, rtol=1e-3)
+del got
+last = forget()
+more = grown(first, last)
+assert more["threads"] == more["files"] == 0 and more["code"] < 3, more
+assert more["KB"] < 4096 + PER_KERNEL * ROUNDS, more
+print("ok")
+"""
+
+
+def for_long(program: str, rounds: int, tmp_path: Path, **env: str) -> None:
+    done = run(program.replace("ROUNDS", str(rounds)).replace("PER_KERNEL", "24"), tmp_path,
+               timeout=3000, **env)
+    print(done.stderr)
+    assert done.returncode == 0 and done.stdout == "ok\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_captures_again_and_again(tmp_path: Path) -> None:
+    for_long(CAPTURES, 60, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_captures_10_000_times(tmp_path: Path) -> None:
+    for_long(CAPTURES, 10_000, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_kernels_that_tinygrad_forgets_are_unloaded(tmp_path: Path) -> None:
+    for_long(KERNELS, 100, tmp_path, CCACHE="0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_10_000_different_kernels(tmp_path: Path) -> None:
+    for_long(KERNELS, 10_000, tmp_path, CCACHE="0")
+
+
+@pytest.mark.slow
+def test_100_000_buffers_of_changing_sizes() -> None:
+    changing_sizes(100_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_mutant_that_keeps_every_program_loaded(tmp_path: Path) -> None:
+    keep = """
+from tgx.devices import compiler
+kept, init = [], compiler.Loaded.__init__
+def keeping(self, *how): init(self, *how); kept.append(self)
+compiler.Loaded.__init__ = keeping
+"""
+    done = run(keep + KERNELS.replace("ROUNDS", "60").replace("PER_KERNEL", "24"), tmp_path,
+               CCACHE="0")
+    assert done.returncode == 1 and "AssertionError: {'KB'" in done.stderr, done.stderr
