@@ -240,7 +240,7 @@ def big():
 """
 
 
-@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("size", [64, pytest.param(256, marks=pytest.mark.slow)])
 def test_kernels_and_llvm_have_their_stack_where_threads_have_little(size: int) -> None:
     """The workers and the compiling thread inherited `threading.stack_size`, and a caller's own
     stack may be as small: a packed factor takes 272 KB of it."""
