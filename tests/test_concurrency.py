@@ -28,6 +28,12 @@ from tgx.devices.ops_tgx import TGXAllocator
 
 BUILDING = threading.Lock()
 
+
+def slow(case: Any) -> Any:
+    """A case of the slow tier."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 # Most children start so. `step` is a captured step, big enough to be shared among the workers.
 HEAD = """
 import os, signal, sys, threading, time
@@ -240,7 +246,7 @@ def big():
 """
 
 
-@pytest.mark.parametrize("size", [64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [64, slow(256)])
 def test_kernels_and_llvm_have_their_stack_where_threads_have_little(size: int) -> None:
     """The workers and the compiling thread inherited `threading.stack_size`, and a caller's own
     stack may be as small: a packed factor takes 272 KB of it."""
@@ -292,7 +298,7 @@ def no_thread(self: threading.Thread) -> None:
 # ***************************** no more threads *****************************
 
 
-@pytest.mark.parametrize("granted", [0, 1])
+@pytest.mark.parametrize("granted", [0, slow(1)])
 def test_fewer_workers_are_enough(granted: int) -> None:
     """`ulimit -u`, or a full memory: what cannot start is left out; compiling needs none either."""
     passes(f"""
@@ -346,13 +352,13 @@ t = threading.Thread(target=compiling, daemon=True); t.start()
 def work():
     compiler.Loaded(compiler.TGXCompiler().compile(source), ("k",)); check()
 ends = []
-for i in range(8):
+for i in range(5):
     time.sleep(0.013 * i)
     ends.append(alive(forked(work), PATIENCE))
     if ends[-1]: break
 stop.set(); t.join()
 check()
-assert ends == [0] * 8, ends
+assert ends == [0] * 5, ends
 print("ok")
 """
 
@@ -404,7 +410,7 @@ print("ok")
 """)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", slow("forkserver")])
 def test_multiprocessing(tmp_path: Path, method: str) -> None:
     script = tmp_path / "pool.py"
     script.write_text("""
@@ -546,7 +552,7 @@ print("ok")
 # ***************************** the end *****************************
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)",
+@pytest.mark.parametrize("end", ["", slow("sys.exit(0)"), slow("os._exit(0)"),
                                  "import atexit; atexit.register(fresh)"])
 def test_leaving_while_workers_are_awake(end: str) -> None:
     """The end comes at once after a kernel, when the workers still look for work, and with a
@@ -569,7 +575,7 @@ print("ok", flush=True)
 def test_mutant_without_the_fork_hook_hangs() -> None:
     done = child(FORK_WHILE_COMPILING, head="""
 import os
-PATIENCE = 6
+PATIENCE = 3
 real = os.register_at_fork
 def none(*, before=None, after_in_parent=None, after_in_child=None):
     if getattr(before, "__module__", "") != "tgx.devices.compiler":

@@ -35,6 +35,13 @@ from tgx.devices import cache
 from tgx.devices.renderer import TGXRenderer
 
 ROOT = Path(__file__).parents[1]
+
+
+def slow(case: Any) -> Any:
+    """A case of the slow tier."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 MODEL = """
 import numpy as np
 from tinygrad import Tensor
@@ -47,13 +54,13 @@ print("ok")
 
 
 def run(code: str, home: Path, *, limits: str = "", timeout: float = 120,
-        **env: str) -> subprocess.CompletedProcess[str]:
+        start: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
     """A script on TGX with a home of its own, after `limits` (a shell command: ulimit …)."""
     env = {**os.environ, "DEV": "TGX", "PARALLEL": "0", "XDG_CACHE_HOME": str(home), **env}
     env.setdefault("PYTHONPATH", str(ROOT))
     try:
         return subprocess.run(
-            ["bash", "-c", f'{limits or ":"}; exec "$0" -c "$1"', sys.executable, code],
+            [*start, "bash", "-c", f'{limits or ":"}; exec "$0" -c "$1"', sys.executable, code],
             capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired as e:
         return subprocess.CompletedProcess(e.cmd, 124, str(e.stdout), f"hangs; {e.stderr!s}")
@@ -100,7 +107,7 @@ def limit(megabytes):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize("megabytes", [6, 24])
+@pytest.mark.parametrize("megabytes", [6, slow(24)])
 def test_llvm_without_memory_is_an_exception(tmp_path: Path, megabytes: int) -> None:
     """LLVM would end the process. The exception says so; with more memory, it goes on."""
     good(run(LIMITED + f"""
@@ -440,7 +447,7 @@ def a_dangling_folder(home: Path) -> None:
     (home / "tinygrad/tgx_programs").symlink_to(home / "nowhere" / "at" / "all")
 
 
-@pytest.mark.parametrize("what", [a_file, a_dangling_link, a_dangling_folder])
+@pytest.mark.parametrize("what", [a_file, slow(a_dangling_link), slow(a_dangling_folder)])
 def test_a_cache_folder_that_is_none(tmp_path: Path, what: Callable[[Path], None]) -> None:
     what(tmp_path)
     good(run(MODEL, tmp_path))
@@ -453,22 +460,54 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     assert not left, left
 
 
-def test_a_read_only_home(tmp_path: Path) -> None:
-    """Not as root, who may write anywhere: as nobody."""
-    home = tmp_path / "home"
-    home.mkdir()
-    as_nobody = ""
-    if os.geteuid() == 0:
-        as_nobody = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        probe = run(as_nobody + "import tinygrad, llvmlite, tgx, numpy; print('ok')", home)
-        if probe.returncode:
-            pytest.skip("nobody may not read this Python")
-    home.chmod(0o555)
-    for parent in tmp_path.parents:
-        if not os.access(parent, os.X_OK):
-            pytest.skip("not reachable")
-    good(run(as_nobody + MODEL, home))
-    assert not list(home.iterdir())
+MOUNTS = {"read-only": "ro", "full": "size=8k"}
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root mounts")
+@pytest.mark.parametrize("what", MOUNTS)
+def test_a_home_that_is_mounted(tmp_path: Path, what: str) -> None:
+    """A file system of the child's own; for it alone, so nothing stays mounted."""
+    mount = f"mount -t tmpfs -o {MOUNTS[what]} none {tmp_path} || exit 99"
+    done = run(MODEL, tmp_path, limits=mount, start=("unshare", "-m"))
+    if "denied" in done.stderr or "not permitted" in done.stderr:
+        pytest.skip(done.stderr)
+    good(done)
+
+
+AS_NOBODY = """
+import os, resource, sys
+import numpy as np
+from tinygrad import Tensor
+def product(n):
+    a = np.random.default_rng(n).standard_normal((n, n), dtype=np.float32)
+    np.testing.assert_allclose((Tensor(a) @ Tensor(a)).relu().numpy(), np.maximum(a @ a, 0),
+                               rtol=1e-3, atol=1e-3)
+product(9)
+if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)
+"""
+
+
+def test_a_home_that_may_not_be_written(tmp_path: Path) -> None:
+    """As nobody, who compiles what root's cache does not have, and cannot keep it."""
+    tmp_path.chmod(0o755)
+    good(run(AS_NOBODY + """
+product(10)
+print("ok")
+""", tmp_path))
+
+
+def test_a_limit_on_threads(tmp_path: Path) -> None:
+    """`ulimit -u`: neither a worker nor a thread for LLVM, and all is computed by the caller."""
+    good(run(AS_NOBODY + """
+import threading
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try: threading.Thread(target=print).start()
+except RuntimeError: product(256); product(11)
+else: raise SystemExit("threads start all the same")
+from tgx.devices import threads
+assert threads.pool() is None and threads.worker_count() == 3
+print("ok")
+""", tmp_path, NUM_CPU_THREADS="4", CCACHE="0"))
 
 
 def test_a_cache_folder_that_vanishes_in_the_middle(tmp_path: Path) -> None:
@@ -532,7 +571,7 @@ def test_a_disk_that_is_full_while_tracing(tmp_path: Path, how: str, kilobytes: 
         assert "stops early" in trace.environment.missing[-1]
 
 
-@pytest.mark.parametrize("how", ["command", "variable"])
+@pytest.mark.parametrize("how", ["command", slow("variable")])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, how: str) -> None:
     """The command says so before it starts; with the variable, the script runs untraced."""
     (tmp_path / "out").write_text("a file")
@@ -734,6 +773,7 @@ def test_100_000_buffers_of_changing_sizes() -> None:
     changing_sizes(100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_mutant_that_keeps_every_program_loaded(tmp_path: Path) -> None:
     keep = """
