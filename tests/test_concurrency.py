@@ -125,8 +125,9 @@ def test_models_in_threads_on_one_device() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_models_in_many_threads_for_long() -> None:
-    models_in_threads(8, 2500)
+    models_in_threads(8, 1000)
 
 
 def shared_step(count: int, calls: int) -> None:
@@ -372,10 +373,11 @@ def test_children_forked_in_the_middle_of_a_kernel() -> None:
     """While another thread's kernels run on the pool, a child is forked, and one by that child:
     all of them compute the same."""
     passes(COMPILING + """
-stop.clear()
-def running():
-    x = Tensor(a).realize()
-    while not stop.is_set(): step(x)
+from tinygrad.engine import realize
+x = Tensor(a).realize()
+graph, inputs = realize.graph_cache[step.captured.linear.src[0].src[0]], (x.uop.base,)
+def running():  # tinygrad's part has locks of its own: Python 3.11's cached_property
+    while not stop.is_set(): graph(inputs, {})
 t = threading.Thread(target=running, daemon=True); t.start()
 def grandchild():
     fresh = rng.standard_normal((256, 256), dtype=np.float32)
@@ -481,11 +483,14 @@ def test_a_handler_may_run_other_programs_but_not_the_step_it_interrupts() -> No
 other = TinyJit(lambda x: ((x + 1).contiguous() * 2).realize())
 x = Tensor(a).realize()
 for _ in range(3): other(x)
-seen = {"ran": 0, "refused": 0}
+seen, inside = {"ran": 0, "refused": 0}, []
 def handler(*_):
+    if inside: return  # it takes longer than until the next alarm
+    inside.append(1)
     np.testing.assert_allclose(other(x).numpy(), (a + 1) * 2); seen["ran"] += 1
     try: step(x)
     except RuntimeError as e: assert "in the middle of a call" in str(e); seen["refused"] += 1
+    inside.clear()
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
 end = time.monotonic() + 60

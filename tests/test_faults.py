@@ -280,6 +280,7 @@ def test_killed_at_random_while_writing_programs(place: Path, program: UOp) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_killed_at_random_while_writing_programs_200_times(place: Path, program: UOp) -> None:
     print(random_kills(place, program, 200))
 
@@ -662,6 +663,7 @@ def killed_traces(tmp_path: Path, count: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_traces_killed_at_random_50_times(tmp_path: Path) -> None:
     seen = killed_traces(tmp_path, 50)
     print(json.dumps(seen))
@@ -701,9 +703,10 @@ def grown(first, last):
 CAPTURES = LONG + """
 @TinyJit
 def step(x): return ((x @ w).relu().contiguous() @ w).realize()
+X = Tensor(x).realize()
 def capture():
     step.reset()
-    for _ in range(3): got = step(Tensor(x).realize())
+    for _ in range(3): got = step(X)
     return got
 for _ in range(20): capture()
 first, before = settled(), state()
@@ -769,6 +772,7 @@ def test_10_000_different_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_100_000_buffers_of_changing_sizes() -> None:
     changing_sizes(100_000)
 
