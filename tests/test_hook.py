@@ -80,7 +80,7 @@ def test_an_unknown_device_in_a_tensor() -> None:
 
 def test_a_python_that_uses_none_of_it_loads_next_to_nothing(fresh: Run) -> None:
     script = "import sys; print(*sorted(sys.modules))"
-    loaded = set(output(fresh("-c", script)).split())
+    loaded = set(output(fresh("-c", script, COVERAGE_PROCESS_CONFIG="")).split())
     rooms = ("tgx", "tinygrad", "llvmlite", "numpy", "rich")
     ours = {name for name in loaded if name.split(".")[0] in rooms}
     assert ours == {"tgx", "tgx.adapter", "tgx.adapter.hook"}
@@ -93,7 +93,7 @@ def test_it_costs_about_a_millisecond(fresh: Run, tmp_path: Path) -> None:
 
     The bound is generous; `typing` alone would break it.
     """
-    keep = {"PYTHONPYCACHEPREFIX": str(tmp_path / "pyc")}
+    keep = {"PYTHONPYCACHEPREFIX": str(tmp_path / "pyc"), "COVERAGE_PROCESS_CONFIG": ""}
 
     def microseconds() -> int:
         report = fresh("-X", "importtime", "-c", "pass", **keep).stderr

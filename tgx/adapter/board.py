@@ -143,9 +143,10 @@ class Tegrastats:
 
     def _read(self) -> None:
         assert self.child is not None and self.child.stdout is not None
-        for line in self.child.stdout:
-            if line.strip():
-                self.lines.append((time.perf_counter(), line))
+        with self.child.stdout as pipe:
+            for line in pipe:
+                if line.strip():
+                    self.lines.append((time.perf_counter(), line))
 
     def __exit__(
         self,
