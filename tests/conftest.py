@@ -48,13 +48,16 @@ def make_venv(folder: Path) -> tuple[Path, Path]:
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    needed = ("tinygrad", "numpy", "llvmlite", "rich", "pytest", "hatchling", "pip")
+    needed = ("tinygrad", "numpy", "llvmlite", "rich", "pytest", "hatchling", "pip", "coverage")
     specs = [find_spec(name) for name in needed]
     homes = {Path(spec.origin).parents[1] for spec in specs if spec and spec.origin}
     for path in (path for home in homes for path in home.iterdir()):
         ours = path.name == "tgx" or "tinygrad_tgx" in path.name
         if not ours and path.suffix != ".pth" and not (site / path.name).exists():
             (site / path.name).symlink_to(path)
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:  # under coverage, it counts here as well
+        start = "os.environ.get('COVERAGE_PROCESS_CONFIG') and __import__('coverage')"
+        (site / "coverage.pth").write_text(f"import os; {start}.process_startup()\n")
     return folder / "bin" / "python", site
 
 

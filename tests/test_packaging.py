@@ -14,13 +14,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import supply
 from conftest import ROOT, make_venv, run_python
 
 pytest.importorskip("hatchling", reason="comes with the extra 'test'")
 pytest.importorskip("editables", reason="comes with the extra 'test'")
 pytest.importorskip("pip", reason="an environment without pip installs nothing")
-
-BUILT = ("__pycache__", ".git", ".venv", "venv", "build", "dist", ".*_cache", ".hypothesis")
 
 SCRIPT = """
 import multiprocessing, sys
@@ -42,22 +41,13 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout as it stands, links as links: building leaves this one alone."""
-    copy = tmp_path_factory.mktemp("checkout") / "tinygrad-tgx"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*BUILT))
-    return copy
+    return supply.copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
 def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source distribution and the wheel built from it, as for a release."""
-    folder = tmp_path_factory.mktemp("built")
-    _run("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=checkout)
-    (archive,) = folder.glob("*.tar.gz")
-    unpacked = tmp_path_factory.mktemp("sdist")
-    shutil.unpack_archive(archive, unpacked)
-    (source,) = unpacked.iterdir()
-    _run("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=source)
-    return folder
+    return supply.build(checkout, tmp_path_factory.mktemp("release") / "built")
 
 
 def _run(*arguments: object, cwd: Path) -> None:
@@ -109,7 +99,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     (info,) = (top for top in tops if top.endswith(".dist-info"))
     assert tops == {"tgx", "tinygrad_tgx.pth", info}
-    assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+    about = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    assert {name for name in names if name.startswith(info)} == {f"{info}/{n}" for n in about}
     # every file of the three rooms that git does not ignore, and only those
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -134,6 +125,30 @@ def test_the_source_distribution_holds_what_the_wheel_is_built_from(built: Path)
         rooms = {name for name in packed.namelist() if name.startswith("tgx/")}
     about = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
     assert names == rooms | about | {"tgx/adapter/tinygrad_tgx.pth"}
+
+
+def test_building_again_gives_the_same_bytes(
+    built: Path, checkout: Path, tmp_path: Path
+) -> None:
+    """In another folder, from files made in another order and at another time, for their owner
+    only, in another time zone and locale; and a wheel straight from the checkout is the one from
+    the source distribution."""
+    elsewhere = supply.unlike(checkout, tmp_path)
+    again = supply.build(elsewhere, tmp_path / "again", umask=0o077, **supply.ELSEWHERE)
+    assert supply.digests(again) == supply.digests(built) and len(supply.digests(built)) == 2
+    straight = tmp_path / "straight"
+    _run("-m", "hatchling", "build", "-t", "wheel", "-d", straight, cwd=elsewhere)
+    (wheel,) = straight.iterdir()
+    assert supply.digests(straight).items() <= supply.digests(built).items(), wheel.name
+
+
+def test_a_release_is_dated_by_source_date_epoch(checkout: Path, tmp_path: Path) -> None:
+    """And by nothing else: the default is hatchling's own date, 2020-02-02."""
+    for variables, year in (({}, 2020), ({"SOURCE_DATE_EPOCH": "1700000000"}, 2023)):
+        (wheel,) = supply.build(checkout, tmp_path / str(year), **variables).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            assert {each.date_time[0] for each in archive.infolist()} == {year}
+            assert {each.external_attr >> 16 & 0o777 for each in archive.infolist()} == {0o644}
 
 
 # **************** used from elsewhere, and from the checkout ****************
