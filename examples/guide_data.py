@@ -143,7 +143,7 @@ def iris(folder: str | Path | None = None) -> Table:
                      tuple(columns[:4]), IRIS_CLASSES)
     except (ValueError, IndexError, csv.Error) as error:
         raise DataError(f"{path} is not a table of four numbers and a species a line "
-                        f"({error}).") from None
+                        f"({str(error)[:200]}).") from None
 
 
 SETS: dict[str, Callable[..., Images | Table]] = {

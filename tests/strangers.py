@@ -89,7 +89,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         writes = isinstance(mode, str) and set(mode) & set("wax+")
         if not writes and not (isinstance(flags, int) and flags & 3):
             return
-    if event == "import" and arguments[0] in sys.modules:
+    if event == "import" and (arguments[0] in sys.modules
+                              or str(arguments[0]).startswith("encodings.")):  # Python's own
         return
     _guard.on = False  # what follows is ours
     _guard.seen.append(f"{event} {arguments!r:.200}")
@@ -542,7 +543,8 @@ EXPRESSIONS = (
 
 @_row(lambda: EXPRESSIONS, pure=False, allowed=(
     "exec", "compile", "code.__new__", "import", "open", "os.rename", "os.remove", "os.mkdir",
-    "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function"))
+    "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function",
+    "pickle.find_class"))  # of tinygrad's own cache
 def expression(data: bytes) -> object:
     """`tgx backward`'s expression. Its values become tensors, for which the device compiles kernels
     and keeps them; that the text itself is never run: `test_an_expression_runs_no_code`."""
