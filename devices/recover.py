@@ -440,7 +440,8 @@ class Builder:
         masks = []
         for gi, group in enumerate(self.groups):
             table = group.table(self.within(group, gates))
-            if gi in bent and inside:  # the fit holds on the domain only: do not load elsewhere
+            # the fit holds on the domain only, and so may the buffer: do not load elsewhere
+            if inside and (gi in bent or not inbounds):
                 table &= group.valid
             mask = self.mask(group, table, inside)
             if mask.implied:
