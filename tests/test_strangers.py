@@ -622,6 +622,15 @@ def test_an_expression_runs_no_code(text: str) -> None:
     assert not strangers._guard.seen
 
 
+def test_a_tensor_is_not_split_into_millions() -> None:
+    pytest.importorskip("tinygrad")
+    from tgx.adapter.expression import Expression
+
+    with pytest.raises(BadInput, match="makes over 1000 tensors"):
+        Expression("x.split(1)[0].sum()", ["x=zeros(1001)"]).compute()
+    assert Expression("x.split(2)[0].sum()", ["x=zeros(1001)"]).compute().shape == ()
+
+
 # **** folders ****
 
 

@@ -52,6 +52,7 @@ FILLED: dict[str, Callable[..., Tensor]] = {
 MOST_TEXT = 10_000
 MOST_SAID = 200  # characters of it that an error repeats
 MOST_ELEMENTS = 2**24  # of a value that is given
+MOST_PIECES = 1_000
 MOST_RESULT = 2**28  # and of anything computed from it
 
 
@@ -177,6 +178,11 @@ class Expression:
         if not isinstance(owner, Tensor):
             raise BadInput(f"{name}() of {owner!r:.40}, which is not a tensor",
                            "a tensor in front of it", EXAMPLE)
+        if name == "split":  # the only method that makes many tensors of one
+            size = next((a for a in (*arguments, *keywords.values()) if isinstance(a, int)), 1)
+            if max(owner.shape, default=0) > MOST_PIECES * max(size, 1):
+                raise BadInput(f"{self._source(node)} makes over {MOST_PIECES} tensors",
+                               "larger pieces", "for more, write a script")
         return self._apply(node, lambda t: getattr(t, name)(*arguments, **keywords), owner)
 
     def _apply(self, node: ast.expr, work: Callable[..., Any], *operands: Any) -> Any:
