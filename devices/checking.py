@@ -506,11 +506,16 @@ class CheckedGraph(TGXGraph):
 
 
 def failure(kernel: str, kind: str, given: str, expected: str, **facts: Any) -> CheckFailed:
-    asked = origins.asked_at()
+    asked, made_of = origins.asked_at(), origins.made_of(kernel)
     if asked:
         given += f"\n  asked for at {asked}"
-    error = CheckFailed(given, expected, NEXT.get(kind, ""))
-    error.asked = asked
+    given += "".join(f"\n  made of {line}" for line in made_of)
+    steps = [NEXT[kind]] if kind in NEXT else []
+    if not made_of and kernel != "copy":
+        steps.append("with TGX_TRACE=FOLDER beside TGX_CHECK, the lines the kernel is made of "
+                     "are told too")
+    error = CheckFailed(given, expected, "; ".join(steps))
+    error.asked, error.made_of = asked, made_of
     error.kernel, error.kind = kernel, kind
     for name, value in facts.items():
         setattr(error, name, value)

@@ -20,6 +20,7 @@ import pytest
 from tinygrad import Context, Tensor, TinyJit
 from tinygrad.uop.ops import Ops, UOp
 
+import tgx
 from tgx import settings
 from tgx.devices import contract, renderer
 from tgx.devices.checking import memories
@@ -467,6 +468,27 @@ from tinygrad import Tensor
 assert (Tensor([1.0, 2.0]) * 2).tolist() == [2.0, 4.0]
 assert not {"tgx.devices.checking", "tgx.devices.instrument"} & set(sys.modules)
 """
+
+
+@pytest.mark.parametrize("calls", [0, 2, 40])
+def test_while_a_trace_is_recorded_the_lines_of_the_kernel_are_named(calls: int) -> None:
+    """Not jitted, jitted and timed kernel by kernel, jitted and long left alone."""
+    def scores(x: Tensor) -> Tensor:
+        share = x / x.sum(1, keepdim=True)
+        return (share.log() * share).sum().realize()
+
+    step = TinyJit(scores) if calls else scores
+    with tgx.trace():
+        good, bad = some(8, 16).abs().realize(), (-some(8, 16).abs() - some(8, 16).abs()).realize()
+        bad[0, 0] = 1.0  # log of a negative share
+        for _ in range(calls):
+            step(good)
+        error = failure(lambda: step(bad.realize()), "nan")
+    told = [line.split(": ", 1)[1] for line in error.made_of]
+    assert "return (share.log() * share).sum().realize()" in told, error
+    assert "share = x / x.sum(1, keepdim=True)" in told, error
+    assert "\n  made of " in str(error) and "TGX_TRACE" not in str(error)
+    assert "TGX_TRACE=FOLDER" in str(failure(lambda: scores(bad), "nan"))
 
 
 def test_where_it_is_off_nothing_of_it_is_loaded(fresh: object) -> None:

@@ -55,10 +55,11 @@ class CheckFailed(TgxError, RuntimeError):
 
     `kind` is one of bounds, size, race, unwritten, divide, shift, cast, nan, infinity. `index`
     counts elements of `buffer`; `line` is the kernel's LLVM IR, `asked` the line of the program
-    that had the kernel run.
+    that had the kernel run; `made_of`, while a trace is recorded, the lines the kernel is made of.
     """
 
     kernel = kind = buffer = line = asked = ""
+    made_of: tuple[str, ...] = ()
     index: int | None = None
 
 

@@ -37,7 +37,7 @@ from tgx.adapter import boundaries, compat, hooks, names, steps
 from tgx.adapter.boundaries import Decisions
 from tgx.adapter.compiling import Sight
 from tgx.adapter.counted import Ledger
-from tgx.adapter.origins import MARK, Marker
+from tgx.adapter.origins import MARK, Marker, with_text
 from tgx.adapter.provenance import Follow, following
 from tgx.adapter.templates import (
     Lowered,
@@ -433,6 +433,17 @@ class Session:
                     self.plans.pop(linear, None)
             if self.recorder.fresh:
                 self.recorder.flush()
+
+    def lines_of(self, name: str) -> tuple[str, ...]:
+        """The user's lines of the kernel that is being run, or of all that have its name."""
+        plan, place = self.executing[-1] if self.executing else (None, 0)
+        known = self.recorder.kernels
+        here = [known[k] for k in (plan.kernels[place : place + 1] if plan else ()) if k >= 0]
+        found = [k for k in here if k.tinygrad_name in ("", name)]
+        found = found or [k for k in known.values() if k.tinygrad_name == name]
+        paths = list(self.recorder.files)  # a file's number is its place
+        lines = dict.fromkeys((paths[file], line) for k in found for file, line in k.lines)
+        return tuple(with_text(path, line) for path, line in lines)
 
     def launched(self, ctx: Any, call: UOp, st: Any, ets: list[float | None]) -> None:
         """`track_stats`: one call of a linear has been executed."""

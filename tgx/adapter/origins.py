@@ -447,9 +447,16 @@ COMPUTES = {
 """Ops that compute something: the ones whose lines a kernel is made of."""
 
 
+def with_text(path: str, line: int) -> str:
+    """A line of a program, as `FILE:LINE: text`."""
+    import linecache
+
+    text = linecache.getline(path, line).strip()
+    return f"{path}:{line}" + (f": {text}" if text else "")
+
+
 def asked_at() -> str:
     """The line of the user's program that is being run, as `FILE:LINE: text`; "" for none."""
-    import linecache
     import sys
 
     finder, frame = Origins(), sys._getframe(1)
@@ -458,7 +465,18 @@ def asked_at() -> str:
         # (tinygrad runs code of its own making, whose file is "<string>" too)
         made = path == "<string>" and frame.f_globals.get("__name__") != "__main__"
         if finder.kind(path) == "user" and not made:
-            text = linecache.getline(path, frame.f_lineno).strip()
-            return f"{path}:{frame.f_lineno}" + (f": {text}" if text else "")
+            return with_text(path, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def made_of(kernel: str) -> tuple[str, ...]:
+    """The user's lines that a kernel of this name is made of, while a trace is recorded; () else.
+
+    `kernel` is tinygrad's name for it, as in `Kernel.tinygrad_name`.
+    """
+    import sys
+
+    hooks = sys.modules.get("tgx.adapter.hooks")  # nothing is recorded where it was never needed
+    session = hooks.current if hooks is not None else None
+    return () if session is None else session.lines_of(kernel)
