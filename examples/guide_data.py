@@ -284,7 +284,7 @@ def untar(archive: Path, names: set[str]) -> dict[str, bytes]:
                 name = member.name.rpartition("/")[2]
                 if name in names and member.isfile() and (file := tar.extractfile(member)):
                     found[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError) as error:
         raise DataError(f"{archive} is damaged or not a .tar.gz ({error}).\n"
                         "Download or copy the file again.") from None
     return found

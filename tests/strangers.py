@@ -674,6 +674,9 @@ class Outcome:
 
 def warm(form: Format) -> None:
     """Parse the seeds once, unguarded: modules that are loaded when first needed are there then."""
+    for name in ("utf-16-be", "utf-32-be", "utf-16-le", "utf-32-le", "raw_unicode_escape",
+                 "unicode_escape", "utf-8-sig", "idna"):
+        "x".encode(name)
     for seed in form.seeds():
         try:
             form.parse(seed)

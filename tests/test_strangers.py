@@ -7,6 +7,7 @@ does nothing else; and what it shows of them cannot act, nor look like what it i
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import pickle
@@ -15,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -36,7 +38,8 @@ from tgx.adapter import debuglog
 from tgx.codec import TraceError
 from tgx.errors import BadInput
 from tgx.hardware import cubin, profiles, tegra
-from tgx.model import Environment, Trace
+from tgx.model import Boundary, Buffer, Environment, Kernel, Schedule, Trace
+from tgx.passes import select
 from tgx.views import VIEWS, backward, compare, dot, html, picture, svg
 
 pytestmark = pytest.mark.pure
@@ -423,6 +426,48 @@ def test_times_are_finite_in_a_trace_and_in_its_json(time: str) -> None:
         f'{{"record":"runs","kernel":0,"start_us":0,"time_us":{time}}}\n')
     with pytest.raises(TraceError, match="a time of"):
         codec.loads(text + '{"record":"end","records":2}\n')
+
+
+def test_a_kernel_its_schedule_does_not_list_is_shown() -> None:
+    trace = Trace(kernels=(Kernel(0, "a", schedule=0), Kernel(1, "b", schedule=0)),
+                  schedules=(Schedule(0, (0,)),))
+    assert "kernel 1: b" in VIEWS["text"].render(trace, kernel=1)
+
+
+def test_a_buffer_of_another_schedule_is_selected_without_it() -> None:
+    """It still referred to the schedule that had gone."""
+    trace = Trace(kernels=(Kernel(0, "a", schedule=0, reads=(0,)),),
+                  buffers=(Buffer(0, schedule=1),),
+                  boundaries=(Boundary(0, "realize", "it ends here", 0, schedule=1),),
+                  schedules=(Schedule(0, (0,)), Schedule(1)))
+    part = select.select(trace, (0,))
+    assert part.buffers[0].schedule == part.boundaries[0].schedule == -1
+
+
+def test_an_archive_of_impossible_sizes_is_damaged(tmp_path: Path) -> None:
+    import guide_data
+
+    info = tarfile.TarInfo("x")
+    info.size = 2**62
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) * 2))
+    with pytest.raises(guide_data.DataError):
+        guide_data.untar(path, {"x"})
+    data = strangers.mutated(FORMATS["archive"].seeds(), 0, ())
+    at = data.index(b"00000006001\0")  # 3073 in octal: the size of its first file
+    broken = data[:at] + b"\x80" + b"\xff" * 11 + data[at + 12:]
+    path.write_bytes(gzip.compress(broken))
+    with pytest.raises(guide_data.DataError):
+        guide_data.untar(path, {"data_batch_1.bin"})
+
+
+def test_an_index_that_does_not_fit_is_said_where_it_stands() -> None:
+    """Its shape is worked out later: the error came from there, as it was."""
+    pytest.importorskip("tinygrad")
+    from tgx.adapter.expression import Expression
+
+    with pytest.raises(BadInput, match="mismatch"):
+        Expression("x[[[0, 1, 0]], [0, 1]].sum()", ["x=[[1.0, 2.0], [3.0, 4.0]]"]).compute()
 
 
 def test_a_small_file_does_not_unpack_to_a_large_trace(monkeypatch: pytest.MonkeyPatch) -> None:

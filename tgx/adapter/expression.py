@@ -189,6 +189,7 @@ class Expression:
         """One operation, under a frame that stands where it does in the text."""
         try:
             result = _placed(node)(work, operands)
+            shape = result.shape if isinstance(result, Tensor) else ()  # only now is it worked out
         except (BadInput, RecursionError):
             raise
         except Exception as e:  # tinygrad's own word on shapes and types
@@ -196,8 +197,8 @@ class Expression:
             raise BadInput(f"{self._source(node)}: {said}",
                            "shapes and types that fit", EXAMPLE) from None
         if isinstance(result, Tensor):
-            if math.prod(result.shape) > MOST_RESULT:
-                raise BadInput(f"{self._source(node)} has the shape {result.shape}",
+            if math.prod(shape) > MOST_RESULT:
+                raise BadInput(f"{self._source(node)} has the shape {shape}",
                                f"at most {MOST_RESULT:,} elements", "for more, write a script")
             self.words.setdefault(result.uop, self._source(node))
         return result

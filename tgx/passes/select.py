@@ -40,6 +40,7 @@ def select(
             source=b.source if b.source in ids else -1,
             readers=tuple(r for r in b.readers if r in ids),
             buffer=b.buffer if b.buffer in buffers else -1,
+            schedule=b.schedule if b.schedule in keep_schedules else -1,
         )
         for b in trace.boundaries
         if b.source in ids or ids.intersection(b.readers)
@@ -64,7 +65,11 @@ def select(
             if s.id in keep_schedules
         ),
         kernels=kept,
-        buffers=tuple(b for b in trace.buffers if b.id in buffers),
+        buffers=tuple(
+            b if b.schedule in keep_schedules else replace(b, schedule=-1)
+            for b in trace.buffers
+            if b.id in buffers
+        ),
         boundaries=boundaries,
         programs=tuple(p for p in trace.programs if p.id in programs),
         graphs=tuple(g for g in trace.graphs if g.id in graphs),

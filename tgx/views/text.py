@@ -262,8 +262,9 @@ def one_kernel(trace: Trace, id: int, code: bool = True) -> str:
         known = ", ".join(str(k.id) for k in trace.kernels[:12])
         raise BadInput(f"kernel {id}", f"one of this trace's kernels: {known} …",
                        "`tgx show DIR` lists them") from None
-    c = _costs_among(trace, [trace.kernel(x) for x in trace.schedule(k.schedule).kernels]
-                     if k.schedule != -1 else [k])[id]
+    fellows = trace.schedule(k.schedule).kernels if k.schedule != -1 else ()
+    among = [trace.kernel(x) for x in fellows] if id in fellows else [k]
+    c = _costs_among(trace, among)[id]
     out = [f"kernel {k.id}: {words.line(k.name)}",
            f"  {k.phase}, on {words.line(k.device)}, {words.line(k.tinygrad_name)} to tinygrad"]
     out += ["", "lines"]
