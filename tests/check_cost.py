@@ -15,7 +15,7 @@ from tinygrad import Context, Device, Tensor, TinyJit, nn
 
 from tgx import settings
 
-CHECKED = "TGX:9"
+CHECKED = "TGX:19"
 
 
 def checked_device(kinds: str = "1", device: str = CHECKED) -> str:

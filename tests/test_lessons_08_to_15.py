@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from test_lessons import ROOT, lesson
 
+sys.path.append(str(ROOT / "examples"))
+import guide_quantize  # noqa: F401  found through the line above, whatever ran before
+
 # ---- 8: convolution ------------------------------------------------------------------------------
 
 def test_the_guides_convolution_in_full():

@@ -7,6 +7,7 @@ does nothing else; and what it shows of them cannot act, nor look like what it i
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import hashlib
 import json
@@ -307,6 +308,7 @@ def test_a_broken_file_ends_in_an_error_that_says_so(name: str) -> None:
     form = format_of(name)
     strangers.warm(form)
     seeds = form.seeds()
+    gc.collect()  # what tests before left would be cleared away in a case, and blamed on it
 
     @settings(max_examples=EXAMPLES.get(name, 300), deadline=None,
               derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -430,7 +430,7 @@ class Child:
             hung = not timer.is_alive()
             timer.cancel()
         code = process.wait()
-        self.process = None
+        self.close()
         way = last.get("begin", "none")
         why = f"hangs: no end after {CASE_SECONDS} s" if hung else f"crash: exit code {code}"
         if "shrinking" in last:
@@ -439,10 +439,12 @@ class Child:
 
     def close(self) -> None:
         if self.process is not None:
-            assert self.process.stdin is not None
-            self.process.stdin.close()
             self.process.kill()
             self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):  # what it had not read
+                    pipe.close()
             self.process = None
 
 
