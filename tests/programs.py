@@ -738,6 +738,7 @@ REFUSALS = {
     "val is only for CONST, got Ops.": "a range with two symbolic guards (codegen/simplify.py)",
     "failed to compute gradient for Ops.AFTER": "a gradient through two writes in place",
     "attempting multiple stores: 2": "a sum over two devices, beside what is split over them",
+    "mselect must be on tuple device": "a device's part of what is split no more",
 }
 
 
