@@ -46,6 +46,7 @@ from ways import run_cases as run_cases_of
 
 from tgx.devices import emit as tgx_emit
 from tgx.devices import renderer, values
+from tgx.devices.instrument import TABLE_SUFFIX
 from tgx.devices.record import record_of
 from tgx.devices.writer import TYPES, literal, splat_literal
 
@@ -155,6 +156,15 @@ def test_fast_and_plain_agree(seed: int) -> None:
 def test_fast_and_plain_agree_on_many() -> None:
     for seed in range(1000, 1200):
         hold(Case(seed, seeded(seed, 3, ("contraction",)), backward=True), TGX_WAYS)
+
+
+@on_tgx
+def test_checked_way_is_checked_and_no_other() -> None:
+    for way in TGX_WAYS:
+        with entered(WAYS[way]):
+            programs.run_tinygrad(case(0).expected, WAYS[way].device)
+            sources = [str(compiled.src[2].arg) for compiled in to_program_cache.values()]
+        assert sources and all((TABLE_SUFFIX in s) == (way == "checked") for s in sources), way
 
 
 def paths_of(case: Case, way: str) -> list[tuple[str, int]]:

@@ -115,7 +115,7 @@ def _suits_clang(expected: Expected) -> str:
 class Way:
     """One way to run a program.
 
-    device: one of its own (TGX:8) for a mode that a device learns when it is opened.  variables:
+    device: one of its own (TGX:30) for a mode that a device learns when it is opened.  variables:
     its environment.  constants: what it sets in our modules, by dotted name.  suits:
     "" or why a program does not go this way.
     """
@@ -127,7 +127,7 @@ class Way:
 
     @property
     def kind(self) -> str:
-        """What computes: TGX, for TGX:8 too."""
+        """What computes: TGX, for TGX:30 too."""
         return self.device.partition(":")[0]
 
     @property
@@ -142,6 +142,7 @@ WAYS: dict[str, Way] = {
     "plain": Way("TGX", {"TGX_FAST": "0"}),
     # every kernel cut for threads, however small
     "chunks": Way("TGX", {"TGX_FAST": "1"}, {"tgx.devices.plan.CHUNK_CYCLES": 40}),
+    "checked": Way("TGX:30", {"TGX_CHECK": "1"}),
     "cpu": Way("CPU", suits=_suits_clang),
     "python": Way("PYTHON", suits=_suits_python),
 }
@@ -152,7 +153,7 @@ def entered(way: Way) -> Iterator[None]:
     """This process set up for a way, with no program compiled for another."""
     from tinygrad.codegen import to_program_cache
     from tinygrad.engine.realize import runtime_cache
-    from tinygrad.helpers import Context
+    from tinygrad.helpers import Context, Target
 
     before = {name: os.environ.get(name) for name in way.variables}
     held = {}
@@ -164,7 +165,9 @@ def entered(way: Way) -> Iterator[None]:
     to_program_cache.clear()
     runtime_cache.clear()
     try:
-        with Context(DEV=way.device, CCACHE=0):  # no cache on disk hides a compiler's fault
+        # a Target, for in a string TGX:30 would be a renderer called 30; no cache on disk hides a
+        # compiler's fault
+        with Context(DEV=Target(way.device), CCACHE=0):
             yield
     finally:
         for name, value in before.items():
@@ -332,7 +335,7 @@ def script_of(given: Case, way: str, problem: str, file: str,
     row = WAYS[way]
     title = (f"A random tensor program ({given.program.family}, seed {given.seed}) that was wrong "
              f"on the way {way!r}:\n\n    " + problem.replace("\n", "\n    ")[:600])
-    return programs.source(given.expected, row.device, title, row.setup, row.variables, file,
+    return programs.source(given.expected, row.kind, title, row.setup, row.variables, file,
                            results)
 
 
