@@ -69,7 +69,7 @@ class Lesson:
         try:
             import tgx
         except ImportError:
-            print("(the list of kernels needs tgx: pip install tinygrad-tgx)")
+            print("(the list of kernels needs tgx: `pip install -e .` in a clone of it)")
             return
         with contextlib.ExitStack() as stack:
             try:

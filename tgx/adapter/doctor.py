@@ -160,7 +160,7 @@ def hook() -> Finding:
         False,
         "DEVICE=TGX works for every script" if armed else "not installed",
         "DEVICE=TGX for every script; without it, `python -m tgx run SCRIPT`",
-        "python -m pip install tinygrad-tgx    (or `-e .` in a checkout)",
+        "python -m pip install -e .    (in a clone of the repository)",
     )
 
 
