@@ -102,6 +102,22 @@ def test_golden_comparison() -> None:
         compare.render([before])
 
 
+def test_comparison_of_counted_kernels() -> None:
+    one = traces.counted_step()
+    more = [replace(t, loaded=2 * t.loaded, l1_misses=3 * t.l1_misses) if t.kernel == 0 else
+            replace(t, l1_misses=t.l1_misses * 101 // 100) for t in one.traffic]
+    other = replace(one, traffic=tuple(more))
+    shown = compare.render([one, other])
+    assert shown.startswith("the fastest launch of each kernel (slowed by TGX_COUNT=1)")
+    assert ("- counted, one launch of linear + bias + relu (0): loaded 12.8 MB → 25.7 MB (×2.00), "
+            "L1 misses 123 k → 369 k (×3.00)\n") in shown
+    assert shown.count("counted,") == 1  # a hundredth more misses is where the buffers lie
+    assert "- counted: 2 kernels with the same work\n" in compare.render([one, one])
+    assert "counted" not in compare.render([one, traces.mlp_step()]).replace("slowed by", "")
+    pair = json.loads(compare.render([one, other], form="json"))["comparisons"][0]["pairs"][0]
+    assert pair["a_counts"]["flops"] == pair["b_counts"]["flops"] == 38_535_168
+
+
 # **** every view of every trace ****
 
 

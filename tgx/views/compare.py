@@ -13,10 +13,16 @@ from tgx.passes import costs
 from tgx.passes.match import Match, Pair, compared, fastest, match
 from tgx.safe import to_json
 from tgx.views import text, words
+from tgx.views.facts import counted_launch, counts_facts
 from tgx.views.markdown import cell
 
 ROWS = 60
-OPTS = 12  # sentences about kernels that were optimised otherwise
+OPTS = 12  # sentences about kernels that were optimised otherwise, or counted otherwise
+
+# What a counted launch is compared by: its name, how it is shown, and by how much two may differ
+# and be alike (a cache sees where in a line of it a buffer starts).
+COUNTED = (("flops", words.number, 0.0), ("loaded", words.size, 0.0), ("stored", words.size, 0.0),
+           ("l1_misses", words.number, 0.02), ("l2_misses", words.number, 0.02))
 
 
 def render(
@@ -44,6 +50,7 @@ def facts(a: Trace, b: Trace, m: Match) -> dict[str, Any]:
         ratio = round(p.ratio, 4) if p.ratio > 0 else None
         return {"a": p.a, "b": p.b, "name": b.kernel(p.b).name, "how": p.how,
                 "a_us": _us(a, p.a), "b_us": _us(b, p.b), "ratio": ratio,
+                "a_counts": counts_facts(a, p.a), "b_counts": counts_facts(b, p.b),
                 "a_opts": opts(a, p.a), "b_opts": opts(b, p.b)}
 
     def boundary(t: Trace, id: int) -> dict[str, Any]:
@@ -88,6 +95,22 @@ def opts(t: Trace, kernel: int) -> tuple[str, ...]:
     return decided or ((f"TGX's {program.path} path",) if program.path else ())
 
 
+def counted(a: Trace, b: Trace, p: Pair) -> list[str] | None:
+    """What a launch of B's kernel was counted to do otherwise than A's, in words; None where one
+    of them was not counted."""
+    one, other = counted_launch(a, p.a), counted_launch(b, p.b)
+    if one is None or other is None:
+        return None
+    out = []
+    for name, show, same in COUNTED:
+        x, y = getattr(one, name), getattr(other, name)
+        if abs(x - y) > same * max(x, y):
+            ratio = f" (×{y / x:.2f})" if x else ""
+            title = name.replace("l1_", "L1 ").replace("l2_", "L2 ")
+            out.append(f"{title} {show(x)} → {show(y)}{ratio}")
+    return out
+
+
 def _us(t: Trace, kernel: int) -> float | None:
     us = fastest(t, kernel)
     return None if us < 0 else us
@@ -124,7 +147,8 @@ def _times(
     if form == "markdown":
         lines = ["| " + " | ".join(map(cell, r)) + " |" for r in [heads, *rows]]
         return "\n".join([lines[0], "|---" + "|--:" * len(names) + "|", *lines[1:]]) + more
-    return ("the fastest launch of each kernel\n"
+    slow = " (slowed by TGX_COUNT=1)" if any(t.counts for t in traces) else ""
+    return (f"the fastest launch of each kernel{slow}\n"
             + text.table(heads, rows, range(1, len(heads))) + more)
 
 
@@ -164,6 +188,14 @@ def _story(a: Trace, b: Trace, m: Match, left: str, right: str, form: str) -> st
              f"{show(' '.join(new)) or 'nothing'}")
     if len(otherwise) > OPTS:
         tell(f"and {len(otherwise) - OPTS} more kernels are optimised otherwise")
+    told = [(p, numbers) for p in m.pairs if (numbers := counted(a, b, p)) is not None]
+    differ = [(p, numbers) for p, numbers in told if numbers]
+    for p, numbers in differ[:OPTS]:
+        tell(f"counted, one launch of {name(b, p.b)}: {', '.join(numbers)}")
+    if len(differ) > OPTS:
+        tell(f"and {len(differ) - OPTS} more kernels are counted otherwise")
+    if told and not differ:
+        tell(f"counted: {words.plural(len(told), 'kernel')} with the same work")
     for sign, t, ids in (("new", b, m.boundaries_added), ("gone", a, m.boundaries_removed)):
         for i in ids:
             x = t.boundary(i)

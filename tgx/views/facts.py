@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from tgx.model import Boundary, Kernel, Trace
 from tgx.passes import costs
@@ -101,6 +101,32 @@ def kernel_facts(trace: Trace, k: Kernel, cost: costs.Cost) -> dict[str, Any]:
         "global_size": list(program.global_size) if program else [],
         "local_size": list(program.local_size) if program else [],
     }
+
+
+class Launch(NamedTuple):
+    """What one launch of a kernel did: its counted launches' mean. Bytes are those of its buffers,
+    misses those of everything it touched."""
+
+    flops: float
+    loaded: float
+    stored: float
+    l1_misses: float
+    l2_misses: float
+
+
+def counted_launch(trace: Trace, kernel: int) -> Launch | None:
+    c = trace.counted(kernel)
+    if c is None:
+        return None
+    traffic = trace.traffic_of(kernel)
+    own = [t for t in traffic if t.kind == "buffer"]
+    return Launch(
+        c.flops / c.calls,
+        sum(t.loaded for t in own) / c.calls,
+        sum(t.stored for t in own) / c.calls,
+        sum(t.l1_misses for t in traffic) / c.calls,
+        sum(t.l2_misses for t in traffic) / c.calls,
+    )
 
 
 def counts_facts(trace: Trace, kernel: int) -> dict[str, Any] | None:

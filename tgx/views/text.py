@@ -14,6 +14,7 @@ from tgx.model import Boundary, Counts, Kernel, Loop, Trace
 from tgx.passes import costs
 from tgx.passes.costs import Cost
 from tgx.views import words
+from tgx.views.facts import counted_launch
 
 ROWS = 60
 """Kernels listed at most; the slowest, in execution order."""
@@ -134,15 +135,14 @@ def _counts(trace: Trace, kernels: Sequence[Kernel], rows: int) -> str:
 
 
 def _counts_row(trace: Trace, k: Kernel, c: Counts) -> tuple[str, ...]:
-    traffic, n = trace.traffic_of(k.id), c.calls
-    own = [t for t in traffic if t.kind == "buffer"]
-    loaded, stored = sum(t.loaded for t in own), sum(t.stored for t in own)
+    one = counted_launch(trace, k.id)
+    assert one is not None
     return (
-        str(k.id), words.line(k.name, 42), words.number(c.flops / n),
-        words.times(c.flops, c.estimated_flops), words.size(loaded / n), words.size(stored / n),
-        words.times(loaded + stored, c.estimated_moved),
-        words.number(sum(t.l1_misses for t in traffic) / n),
-        words.number(sum(t.l2_misses for t in traffic) / n),
+        str(k.id), words.line(k.name, 42), words.number(one.flops),
+        words.times(one.flops * c.calls, c.estimated_flops),
+        words.size(one.loaded), words.size(one.stored),
+        words.times((one.loaded + one.stored) * c.calls, c.estimated_moved),
+        words.number(one.l1_misses), words.number(one.l2_misses),
     )
 
 
