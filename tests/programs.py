@@ -739,6 +739,7 @@ REFUSALS = {
     "failed to compute gradient for Ops.AFTER": "a gradient through two writes in place",
     "attempting multiple stores: 2": "a sum over two devices, beside what is split over them",
     "mselect must be on tuple device": "a device's part of what is split no more",
+    "non-contiguous view is not supported for": "an expanded view of what is stored already",
 }
 
 

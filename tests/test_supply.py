@@ -83,8 +83,8 @@ def test_the_licences_are_those_of_what_is_installed() -> None:
     rows = supply.rows()
     assert "tinygrad" in rows and list(rows) == sorted(rows)
     for name, (version, licence, _) in supply.here().items():
-        assert name in rows, "python tests/supply.py licences"
-        if rows[name][0] == version:
+        assert name in rows.keys() | supply.ONLY_WITH_OLD, "python tests/supply.py licences"
+        if name in rows and rows[name][0] == version:
             assert rows[name][1] == licence, name
     every = {name for run in supply.recorded().values() for name in run["packages"]}
     direct = {canonicalize_name(each.name) for _, each in REQUIREMENTS}
