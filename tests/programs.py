@@ -2388,6 +2388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     many = parser.add_argument_group("every way to run a program, see ways.py")
     many.add_argument("--ways", help="all, or names: fast,plain")
     many.add_argument("--log", default="programs.jsonl", help="a line a case; goes on from there")
+    many.add_argument("--again", action="store_true", help="run what failed in the log again")
     many.add_argument("--failures", default="failures", help="a folder for scripts of what failed")
     many.add_argument("--jobs", type=int, default=1, help="processes")
     many.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

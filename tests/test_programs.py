@@ -397,6 +397,15 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not folder.exists()
 
 
+def test_what_failed_is_run_again_if_asked(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log.jsonl", tmp_path / "failures"
+    failed = {"seed": 0, "family": "reduce", "ways": {"python": "wrong"}, "report": [1, 1, 0, 0]}
+    log.write_text(json.dumps(failed) + "\n", encoding="utf-8")
+    assert run_cases_of([0], ["python"], ["reduce"], 1, log, folder) == 1
+    assert run_cases_of([0], ["python"], ["reduce"], 1, log, folder, again=True) == 0
+    assert run_cases_of([0], ["python"], ["reduce"], 1, log, folder) == 0
+
+
 def test_a_case_that_hangs_or_crashes_is_a_failure(tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "CASE_SECONDS", 0.05)

@@ -478,16 +478,17 @@ def commit() -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The cases of a log, of this generator; a line cut short by a kill is left out."""
-    records = []
+    """The cases of a log, of this generator, each as it came out last; a line cut short by a kill
+    is left out."""
+    records: dict[Any, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             if record.get("generator", generator_version()) != generator_version():
                 raise SystemExit(f"{path}: these cases were made by another version of "
                                  "tests/programs.py. Give another --log, or remove it.")
-            records.append(record)
-    return records
+            records[record.get("seed", f"line {len(records)}")] = record
+    return list(records.values())
 
 
 def table(records: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
@@ -525,11 +526,16 @@ def table(records: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
           for seed, family, way, result, script in failures)])
 
 
+def has_failed(record: Mapping[str, Any]) -> bool:
+    """Whether a line of the log is a case that failed on a way."""
+    return "seed" in record and any(map(is_failure, record.get("ways", {}).values()))
+
+
 def run_cases(seeds: Sequence[int], ways: Sequence[str], families: Sequence[str], jobs: int,
-              log: Path, folder: Path, every: float = 30.0) -> int:
-    """Run the cases that the log does not have yet, print the table of them all; 1 if one failed.
-    """
-    records = read_log(log)
+              log: Path, folder: Path, again: bool = False, every: float = 30.0) -> int:
+    """Run the cases that the log does not have yet, or has as failures if they are to be run
+    again; print the table of them all; 1 if one failed."""
+    records = [r for r in read_log(log) if not (again and has_failed(r))]
     done = {r["seed"] for r in records if "seed" in r}
     todo = iter([seed for seed in seeds if seed not in done])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -587,8 +593,7 @@ def run_cases(seeds: Sequence[int], ways: Sequence[str], families: Sequence[str]
     wanted = set(seeds)
     chosen = [r for r in records if r.get("seed") in wanted or "commit" in r]
     print(table(chosen, ways))
-    return int(any(is_failure(result) for r in chosen if "seed" in r
-                   for result in r.get("ways", {}).values()))
+    return int(any(map(has_failed, chosen)))
 
 
 def after_death(record: dict[str, Any], ways: Sequence[str], families: Sequence[str],
@@ -622,4 +627,4 @@ def main(args: argparse.Namespace) -> int:
     if args.serve:
         return serve(names, args.family or (), folder)
     seeds = range(args.seed, args.seed + args.count)
-    return run_cases(seeds, names, args.family or (), args.jobs, Path(args.log), folder)
+    return run_cases(seeds, names, args.family or (), args.jobs, Path(args.log), folder, args.again)
