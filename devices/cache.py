@@ -16,6 +16,7 @@ compile, do without.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -241,9 +242,24 @@ def compile_here(missing: dict[tuple, tuple[UOp, Renderer, str]]) -> None:
             for key, ticketed in lowered.items():
                 *rest, binary = ticketed.src
                 code = UOp(Ops.BINARY, arg=finished(binary.arg))
-                whole = codegen.to_program_cache[key] = ticketed.replace(src=(*rest, code))
+                whole = with_short_estimates(ticketed.replace(src=(*rest, code)))
+                codegen.to_program_cache[key] = whole
                 if name := missing[key][2]:
                     write(name, whole)
+
+
+def with_short_estimates(program: UOp) -> UOp:
+    """The program, its estimates simplified where sizes are symbolic.
+
+    tinygrad adds them up operation by operation, in a UOp as deep as the kernel is long, which is
+    printed to make a key: for a long kernel, deeper than Python 3.12 lets it.
+    """
+    sink, *rest = program.src
+    found = sink.arg.estimates
+    if found is None or not any(isinstance(x, UOp) for x in (found.ops, found.lds, found.mem)):
+        return program
+    info = dataclasses.replace(sink.arg, estimates=found.simplify())
+    return program.replace(src=(sink.replace(arg=info), *rest))
 
 
 def kernels(linear: UOp) -> Iterator[tuple[UOp, Renderer]]:
