@@ -525,6 +525,9 @@ def failure(kernel: str, kind: str, given: str, expected: str, **facts: Any) -> 
 NEXT = {
     "bounds": "this is a bug of the compiler or of a kernel written by hand, not of the tensors: "
     "please report it with the script",
+    "outside": "an index of a kernel written by hand is out of range, or tinygrad has lost this "
+    "load's gate, as it does in x.gather(1, y).cumprod(0); without TGX_CHECK the last element is "
+    "read instead",
     "race": "this is a bug of the compiler or of a kernel written by hand: please report it with "
     "the script; THREADS=0 runs chunks one after the other",
     "unwritten": "write it first: Tensor.zeros instead of Tensor.empty, or look at why the kernel "
@@ -601,6 +604,15 @@ def failed_kernel(run: Run, launch: Launch, parts: list[Part]) -> CheckFailed:
             f"{where} uses memory that was never written: element {note // source.item} of "
             f"{b.name} ({describe(b, source)}){used}",
             "memory to be written before it is read", **facts,
+        )  # fmt: skip
+    if source.kind == "outside":
+        b = table.arguments[source.word]
+        facts |= {"buffer": b.name, "index": note}
+        return failure(
+            program.name, "outside",
+            f"{where} uses what lies outside of a buffer: element {note} of {b.name} "
+            f"({describe(b, source)}){used}",
+            f"an index from 0 to {source.limit // source.item - 1}", **facts,
         )  # fmt: skip
     facts["value"] = value = float_of(note) if source.kind == "cast" else note
     texts = {

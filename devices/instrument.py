@@ -84,7 +84,7 @@ class Argument:
 class Site:
     """A place in a kernel where a check is made."""
 
-    kind: str  # access, divide, shift, cast, float, unwritten
+    kind: str  # access, divide, shift, cast, float, unwritten, outside
     line: str  # of LLVM IR
     word: int = -1  # the argument; -1 for what is the kernel's own
     target: str = ""  # the stack slot or table, where it is one
@@ -466,6 +466,8 @@ class Checker:
             self.no_blame(x, x.operands[0], None, None)
         if (kind := arithmetic_site(x)) and "arithmetic" in self.kinds:
             self.defined(x, kind)
+        if (near := self.near(x)) is not None:
+            self.meant_inside(x, near)
         if x.opcode == "call" and any(x.name == f.name for f in self.module.functions):
             self.call(x)
         else:
@@ -746,7 +748,7 @@ class Checker:
         """The values that may be blamed."""
         found: set[str] = set()
         for x in self.function:
-            if ("arithmetic" in self.kinds and arithmetic_site(x)) or (
+            if ("arithmetic" in self.kinds and arithmetic_site(x)) or self.near(x) or (
                 self.shadow and any(self.has_tags(a.pointer) for a in accesses(x)) and x.result
             ):
                 found.add(x.result)
@@ -828,6 +830,8 @@ class Checker:
         """What was loaded is to blame where it was never written."""
         kind = blame_type(n)
         given = [self.blame(a.otherwise, n)] if a.otherwise is not None else []
+        if x.result in self.blames:  # its own
+            given.append(self.blames[x.result])
         if a.mask is not None and a.otherwise is not None and a.otherwise.text in self.blamed:
             zero = "0" if n == 1 else "zeroinitializer"
             given = [self.let(f"select {a.mask}, {kind} {zero}, {kind} {given[0]}")]
@@ -865,6 +869,39 @@ class Checker:
         )
         self.fail_if(bad, self.site(site), BLAME, offset, detail)
 
+    def near(self, x: Instruction) -> Instruction | None:
+        """The `umin` with which the renderer keeps a load inside of its buffer (`inside` there)."""
+        if x.opcode != "load" or "memory" not in self.kinds:
+            return None
+        pointer = self.made.get(x.operands[0].text)
+        if pointer is None or pointer.opcode != "getelementptr":
+            return None
+        near = self.made.get(pointer.operands[-1].text)
+        kept = near is not None and near.result.startswith("%inside")
+        return near if kept else None
+
+    def meant_inside(self, x: Instruction, near: Instruction) -> None:
+        """Blames what was loaded from another place than it was asked for."""
+        index, last = near.operands
+        (access,) = accesses(x)
+        place = self.place(access.pointer)
+        assert place is not None
+        site = self.site(replace(self.access_site(access, place, x.line, ()), kind="outside"))
+        bad = self.let(f"icmp ugt {index}, {last.text}")
+        self.note_where(bad, index, bad, 1, site)
+        blame = self.let(f"select i1 {bad}, i32 {site + 1}, i32 0")
+        n = lanes(x.type)
+        self.blames[x.result] = blame if n == 1 else self.splat("i32", n, blame)
+
+    def note_where(self, some: str, value: Operand, bad: str, n: int, site: int) -> None:
+        """Keeps a value in the launch's notes, where `some` holds."""
+        self.count += 1
+        tag = self.count
+        self.emit(f"br i1 {some}, label %tgx.note{tag}, label %tgx.go{tag}")
+        self.cold += [f"tgx.note{tag}:", *self.noting(value, bad, n, site)]
+        self.cold.append(f"  br label %tgx.go{tag}")
+        self.start(f"tgx.go{tag}")
+
     # ---------- arithmetic ----------
 
     def defined(self, x: Instruction, kind: str) -> None:
@@ -881,13 +918,7 @@ class Checker:
             bad = self.outside_range(x, n)
             value = x.operands[0]
         site = self.site(Site(kind, x.line))
-        some = self.any(bad, n)
-        self.count += 1
-        tag = self.count
-        self.emit(f"br i1 {some}, label %tgx.note{tag}, label %tgx.go{tag}")
-        self.cold += [f"tgx.note{tag}:", *self.noting(value, bad, n, site)]
-        self.cold.append(f"  br label %tgx.go{tag}")
-        self.start(f"tgx.go{tag}")
+        self.note_where(self.any(bad, n), value, bad, n, site)
         k = blame_type(n)
         yes = splat_or(k, n, site + 1)
         no = "0" if n == 1 else "zeroinitializer"

@@ -355,14 +355,35 @@ def emit_index(body: Body, u: UOp) -> None:
         body.names[u] = body.value(f"extractelement {body.typed(buffer)}, {body.typed(index)}")
 
 
-def load(body: Body, place: UOp) -> str:
+def load(body: Body, place: UOp, pointer: str = "") -> str:
     count, volatile = place.max_numel(), is_volatile(place)
-    x = body.value(f"load {volatile}{memory_type(place.dtype, count)}, ptr {body[place]}, "
-                   f"align {place.dtype.itemsize}")
+    x = body.value(f"load {volatile}{memory_type(place.dtype, count)}, "
+                   f"ptr {pointer or body[place]}, align {place.dtype.itemsize}")
     if place.dtype is not dtypes.bool:
         return x
     byte, bit = memory_type(dtypes.bool, count), llvm_type(dtypes.bool, count)
     return body.value(f"trunc {byte} {x} to {bit}")
+
+
+def inside(body: Body, place: UOp) -> str:
+    """A pointer for a load without a gate, which may read nothing but its buffer.
+
+    Nearly all indices are in range by their own bounds. tinygrad 0.14 loses one gate, on every
+    device: that of an index which is itself loaded, and used behind the same gate
+    (`x.gather(1, y).cumprod(0)`). What such a load reads from outside is thrown away, so it reads
+    the last element instead. Checked mode knows these by their name: see instrument.py.
+    """
+    buffer, index = place.buf_uop, place.src[1] if len(place.src) > 1 else None
+    if index is None or buffer is not place.src[0] or buffer.op is not Ops.PARAM:
+        return body[place]
+    last = buffer.max_numel() - place.max_numel()
+    if last < 0 or (index.vmin >= 0 and index.vmax <= last):
+        return body[place]
+    kind = llvm_type(index.dtype, 1)
+    near = body.value(f"call {kind} @llvm.umin.{kind}({body.typed(index)}, {kind} {last})",
+                      body.fresh("inside"))
+    return body.value(f"getelementptr inbounds {memory_type(place.dtype)}, ptr {body[buffer]}, "
+                      f"{kind} {near}")
 
 
 def is_volatile(place: UOp) -> str:
@@ -372,7 +393,7 @@ def is_volatile(place: UOp) -> str:
 
 def emit_load(body: Body, u: UOp) -> None:
     if len(u.src) == 1:
-        body.names[u] = load(body, u.src[0])
+        body.names[u] = load(body, u.src[0], inside(body, u.src[0]))
         return
     place, otherwise, gate = u.src  # read only where the gate holds: elsewhere may be out of bounds
     tag = body.fresh("gate")[1:]

@@ -514,3 +514,29 @@ def test_an_unmodified_script(fresh: object, tmp_path: object) -> None:
         assert "asked for at <string>:4" in done.stderr
     done = fresh("-c", SCRIPT, DEVICE="TGX")  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
+
+
+# ***************************** gates that tinygrad has lost *****************************
+
+
+def rows_of(*columns: int) -> Tensor:
+    return tensor(np.array([[c] for c in columns], np.int32)).realize()
+
+
+def test_a_load_that_lost_its_gate_reads_inside() -> None:
+    """tinygrad pads the product with ones, and asks for the padding's index before it looks whether
+    there is one: what it would read from before the buffer is thrown away."""
+    x = some(5, 3)
+    found = x.gather(1, rows_of(1, 2, 0, 1, 2)).cumprod(0).numpy()
+    rows = np.arange(5), np.array([1, 2, 0, 1, 2])
+    np.testing.assert_allclose(found[:, 0], x.numpy()[rows].cumprod(), rtol=1e-6)
+
+
+def test_what_was_read_elsewhere_may_not_decide_anything() -> None:
+    """Here the index without a gate is compared, and the outcome decides about the next load."""
+    x, columns = some(5, 2), tensor(np.array([1, 0, 1], np.int32)).realize()
+    found = failure(
+        lambda: x[..., columns].gather(1, rows_of(1, 2, 0, 1, 2)).cumprod(0).realize(), "outside"
+    )
+    assert found.index == -4 and "element -4 of data1 (5 elements of int, 20 bytes)" in str(found)
+    assert "x.gather(1, y).cumprod(0)" in str(found)
