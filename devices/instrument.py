@@ -17,6 +17,7 @@ Blame. A division by zero whose result a `where` throws away is no error, nor is
 read from unwritten memory and not used. So such a value is given blame, the number of the site that
 made it, which goes along with it through arithmetic; a `select` takes the blame of the side it
 takes. It is an error where a blamed value is *used*: stored, or taken as an address or a condition.
+So is one that was read from another place than was asked for (see `inside` in renderer.py).
 (This is how MemorySanitizer treats uninitialized values.)
 
 A failed check records where and what, once, and returns from the kernel; chunks and kernels that

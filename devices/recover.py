@@ -537,6 +537,8 @@ class Builder:
                     dtype,
                     (Node("cast", dtype, (self.node(u.src[0], inside, strong(u.src[0])),)),),
                 )
+            if (over := quotient(u, dtype)) is not None:
+                return Node("fdiv", dtype, tuple(self.node(s, inside, dtype) for s in over))
             kinds = [s.dtype for s in u.src if s.dtype not in dtypes.weaks]
             operand = (
                 (kinds[0] if kinds else strong(u.src[0])) if u.op in GroupOp.Comparison else dtype
@@ -570,6 +572,16 @@ class Builder:
             ):
                 raise Miss("reads the buffer it writes")
         return nest
+
+
+def quotient(u: UOp, dtype: DType) -> tuple[UOp, UOp] | None:
+    """(a, b) of a * (1 / b), which tinygrad makes a / b of for the loops path, late: what is
+    rounded once there must not be rounded twice here. `argmin` compares the two."""
+    if u.op is Ops.MUL and dtype in (dtypes.float32, dtypes.float64, dtypes.half, dtypes.bfloat16):
+        for a, b in (u.src, u.src[::-1]):
+            if b.op is Ops.RECIPROCAL and b.src[0].dtype == dtype:
+                return a, b.src[0]
+    return None
 
 
 def extremes(coefs: dict[UOp, int]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from tinygrad.codegen.decomp.transcendental import xexp2
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import CompileError
 from tinygrad.dtype import AddrSpace, DType, dtypes, float_to_bf16, truncate
@@ -35,6 +36,7 @@ from tinygrad.uop.ops import GroupOp, Ops, PatternMatcher, UOp, UPat
 from tgx import settings
 from tgx.devices import optimize
 from tgx.devices.compiler import TGXCompiler
+from tgx.devices.exp2 import exp2
 from tgx.devices.record import PathRecord, record_of
 
 # Pieces a kernel may be cut into for threads. A constant: the cut must not depend on the machine.
@@ -255,6 +257,11 @@ def emit_intrinsic(name: str) -> Callable[[Body, UOp], None]:
         ty = llvm_type(u.dtype)
         body.names[u] = body.value(f"call {ty} @llvm.{name}.{SUFFIX[ty]}({body.typed(u.src[0])})")
     return emit
+
+
+def emit_exp2(body: Body, u: UOp) -> None:
+    """Of a float; extra_matcher has made the other types something else."""
+    body.names[u] = exp2(body[u.src[0]], u.max_numel(), body.value, "call {}".format)
 
 
 def emit_where(body: Body, u: UOp) -> None:
@@ -490,7 +497,7 @@ EMIT: dict[Ops, Callable[[Body, UOp], None]] = {
     **dict.fromkeys(ARITHMETIC, emit_arithmetic),
     Ops.CDIV: emit_divide, Ops.CMOD: emit_divide,
     Ops.NEG: emit_negate, Ops.MAX: emit_max, Ops.WHERE: emit_where,
-    Ops.SQRT: emit_intrinsic("sqrt"), Ops.TRUNC: emit_intrinsic("trunc"),
+    Ops.EXP2: emit_exp2, Ops.SQRT: emit_intrinsic("sqrt"), Ops.TRUNC: emit_intrinsic("trunc"),
     Ops.CAST: emit_cast, Ops.BITCAST: emit_bitcast,
     Ops.BUFFER: emit_buffer, Ops.INDEX: emit_index, Ops.SHRINK: emit_index,
     Ops.LOAD: emit_load, Ops.STORE: emit_store, Ops.STACK: emit_stack,
@@ -520,6 +527,9 @@ class TGXRenderer(Renderer):
     extra_matcher = PatternMatcher([
         (UPat.var("x", dtypes.float64).cast(dtypes.float16),
          lambda x: x.cast(dtypes.float32).cast(dtypes.float16)),
+        (UPat(Ops.EXP2, dtypes.float64, (UPat.var("d"),)), xexp2),
+        (UPat(Ops.EXP2, dtypes.float16, (UPat.var("d"),)),
+         lambda d: d.cast(dtypes.float32).exp2().cast(dtypes.float16)),
     ]) + create_non_native_float_pats((dtypes.bfloat16,)) + pm_manual_bf16_cast
 
     def __init__(self, target: Target) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad.dtype import DType, dtypes
 from tinygrad.uop.ops import Ops
 
+from tgx.devices.exp2 import exp2
 from tgx.devices.model import Pack, body_of, dependence, strides
 from tgx.devices.nest import Access, Affine, Mask, Miss, Node
 from tgx.devices.plan import Plan
@@ -617,54 +618,8 @@ def _reciprocal(e: Values, node: Node, args: list[Value]) -> str:
     )
 
 
-EXP2 = (
-    0.1535920892e-3,
-    0.1339262701e-2,
-    0.9618384764e-2,
-    0.5550347269e-1,
-    0.2402264476,
-    0.6931471825,
-    1.0,
-)
-
-
 def _exp2(e: Values, node: Node, args: list[Value]) -> str:
-    """2**x for floats: 2**n times a polynomial in x - n, |x - n| <= 1/2, without a branch.
-
-    Adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits; 2**n is put together in
-    two halves, so that denormals and infinities come out by themselves."""
-    x = args[0]
-    n, bits = x.lanes, vector("i32", x.lanes)
-
-    def const(number: float) -> Value:
-        return Value(splat_literal("float", n, literal(number, dtypes.float32)), dtypes.float32, n)
-
-    def word(number: int) -> str:
-        return splat_literal("i32", n, str(number))
-
-    def ints(op: str, a: str, b: str) -> str:
-        return e.let(f"{op} {bits} {a}, {b}")
-
-    test = vector("i1", n)
-    low, high, magic = const(-152.0), const(129.0), const(12582912.0)
-    x = Value(e.let(f"select {test} {e.let(f'fcmp olt {x}, {low.name}')}, {low}, {x}"), x.dtype, n)
-    x = Value(
-        e.let(f"select {test} {e.let(f'fcmp ogt {x}, {high.name}')}, {high}, {x}"), x.dtype, n
-    )
-    big = Value(e.let(f"fadd {x}, {magic.name}"), x.dtype, n)
-    whole = e.let(f"fsub {big}, {magic.name}")
-    f = Value(e.let(f"fsub {x}, {whole}"), x.dtype, n)
-    poly = const(EXP2[0])
-    for c in EXP2[1:]:
-        poly = Value(e.fma(poly, f, const(c)), x.dtype, n)
-    power = ints("sub", e.let(f"bitcast {big} to {bits}"), word(0x4B400000))
-    half = ints("ashr", power, word(1))
-    for part in (half, ints("sub", power, half)):
-        scale = e.let(
-            f"bitcast {bits} {ints('shl', ints('add', part, word(127)), word(23))} to {x.type}"
-        )
-        poly = Value(e.let(f"fmul {poly}, {scale}"), x.dtype, n)
-    return poly.name
+    return exp2(args[0].name, args[0].lanes, e.let, e.call)
 
 
 def _neg(e: Values, node: Node, args: list[Value]) -> str:

@@ -144,6 +144,7 @@ FILES = {
     "merge.py": "tile path: nests with other axes",
     "emit.py": "tile path: the plan as LLVM IR, loops and tiles",
     "values.py": "tile path: expressions, loads, masks, operations",
+    "exp2.py": "2**x, the same on both paths",
     "writer.py": "tile path: writing IR as text",
     "contract.py": "tile path: the front door",
     "record.py": "which path a kernel took, and why",

@@ -666,6 +666,9 @@ def apply_numpy(step: Step, reads: Sequence[Value], place: int, noise: Noise | N
     if noise is not None and step.op in COMPARE and data[0].dtype.kind == "f":
         result = noise.compared(result, data[0], data[1], reads[0].dtype, step.op)
     if noise is not None and op.rounds:
+        if step.op == "erf":  # tinygrad takes what is left of it from 1
+            left = noise.on(1 - np.abs(result), dtype, place * 8 + 7)
+            result = np.sign(result) * (1 - left)
         result = noise.on(result, digits_of(step, dtype), place * 8)
     return Value(dtype, result)
 
@@ -729,11 +732,29 @@ def pairs_of_bools(program: Program) -> bool:
     return any(s.op == "take_pair" and values[s.reads[0]].dtype == "bool" for s in program.steps)
 
 
-# Faults of tinygrad 0.14.0 on every device; programs that show one are not run.
+def products_wrap(program: Program) -> bool:
+    """Whether a convolution or a product of narrow integers multiplies past its type.
+
+    tinygrad multiplies in the type and sums in a wider one; NumPy and C multiply in the wider one.
+    """
+    values = evaluate(program)
+    for step in program.steps:
+        if step.op in CONTRACT and not is_float(values[step.reads[0]].dtype):
+            a, b = (values[i] for i in step.reads[:2])
+            info = np.iinfo(FORMATS[a.dtype].store)
+            most = [int(np.abs(v.data.astype(np.int64)).max()) for v in (a, b)]
+            if most[0] * most[1] > info.max:
+                return True
+    return False
+
+
+# Faults of tinygrad 0.14.0 on every device, or what it means otherwise than NumPy; programs that
+# show one are not run.
 KNOWN_FAULTS: dict[str, Callable[[Program], bool]] = {
     "a wrapped integer under max": wraps_under_max,
     "a sum of a repeat": sums_a_repeat,
     "bools picked by two indices": pairs_of_bools,
+    "products of narrow integers that wrap": products_wrap,
 }
 
 
@@ -1087,7 +1108,7 @@ def run_calls(program, device, inputs, sizes=(), weights=(), calls=1, jit=False,
         tensor = Tensor(array.astype("float32" if dtype in small else dtype), device=devices[0])
         if dtype in small:
             tensor = tensor.cast(dtype).contiguous()
-        elif not array.shape:
+        if not array.shape:
             tensor = tensor.clone()  # it would stay a constant
         if split is not None:
             tensor = tensor.realize().shard(devices, axis=None if split < 0 else split)

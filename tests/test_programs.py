@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import programs
 import pytest
 import ways
@@ -38,6 +39,7 @@ from programs import (
     shrink,
     to_json,
 )
+from tinygrad import Tensor
 from tinygrad.codegen import to_program_cache
 from tinygrad.mixin import gradient
 from tinygrad.uop.ops import Ops, PatternMatcher, UOp, UPat, identity_element
@@ -177,6 +179,58 @@ def paths_of(case: Case, way: str) -> list[tuple[str, int]]:
             record = record_of(compiled.src[2].arg)
             found.append((record.path, int(compiled.arg.global_size[0])))
     return found
+
+
+def slow(value: str) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+SAME_BITS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "x/y": lambda x, y, z: x / y,
+    "1/y": lambda x, y, z: 1 / y,
+    "x/y*z": lambda x, y, z: x / y * z,
+    "x*z/y": lambda x, y, z: x * z / y,
+    "(1/x)*(1/y)": lambda x, y, z: (1 / x) * (1 / y),
+    "x*y+z": lambda x, y, z: x * y + z,
+    "exp2": lambda x, y, z: x.exp2(),
+    "rsqrt": lambda x, y, z: x.abs().rsqrt(),
+    "sigmoid": lambda x, y, z: x.sigmoid(),
+    "silu": lambda x, y, z: x.silu(),
+}
+
+
+@on_tgx
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16", *map(slow, ("float64", "half"))))
+def test_a_value_has_the_same_bits_on_both_paths(dtype: str) -> None:
+    """argmax() compares what one kernel computed with what another computes anew; they may have
+    taken different paths, and "equal" means every bit."""
+    rng = np.random.default_rng(3)
+    inputs = [Tensor(rng.uniform(0.3, 2, (9, 257)) * rng.choice([-1, 1], (9, 257)), device="TGX")
+              .cast(dtype).realize() for _ in "xyz"]
+    both = 0
+    for name, function in SAME_BITS.items():
+        found, paths = [], set()
+        for way in ("fast", "plain"):
+            with entered(WAYS[way]):
+                result = function(*inputs).realize()
+                paths |= {record_of(p.src[2].arg).path for p in to_program_cache.values()}
+            found.append(result.bitcast(f"uint{8 * result.dtype.itemsize}").numpy())
+        both += paths == {"tile", "loops"}
+        np.testing.assert_array_equal(*found, err_msg=name)
+    assert both > 7
+
+
+@on_tgx
+@pytest.mark.parametrize("name", ("x/y", "exp2", "sigmoid", "silu"))
+def test_counting_right_answers_finds_the_largest(name: str) -> None:
+    """`(f(x).argmax(1) == y).sum()` is a reduction of a reduction: one path computes the largest,
+    the other looks for it."""
+    rng = np.random.default_rng(5)
+    x, y, z = (Tensor(rng.uniform(0.3, 2, (64, 17)).astype("float32"), device="TGX").realize()
+               for _ in "xyz")
+    computed = SAME_BITS[name](x, y, z)
+    right = Tensor(computed.numpy().argmax(1).astype("int32"), device="TGX").realize()
+    assert (SAME_BITS[name](x, y, z).argmax(1) == right).sum().item() == 64
 
 
 @on_tgx
@@ -427,6 +481,10 @@ def test_a_log_of_another_generator_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------- bugs that were found, by name
 
 FOUND: dict[str, Program] = {
+    # two kernels divide, each for itself: one rounded once, the other twice, and none was smallest
+    "argmin of a quotient, and a maximum of it": Program(
+        (Input((2, 63), "float32", 1166260273), Input((2, 63), "float32", 1924545311)),
+        (Step("div", (0, 1)), Step("argmin", (2,), (0, False)), Step("max", (3,), (None, False)))),
     # tinygrad drops the gate of the index's own load, which began before the index's buffer
     "an index that is loaded without its gate": Program(
         (Input((5, 1), "int32", 1733259296, "index", 3), Input((5, 3), "float32", 3)),
