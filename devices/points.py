@@ -96,6 +96,8 @@ def split_terms(u: UOp) -> tuple[int, dict[UOp, int], list[UOp]]:
         if x.op is Ops.ADD:
             todo += [(s, scale) for s in x.src]
         elif x.op is Ops.CONST:
+            if x.is_invalid:
+                raise Miss("an index has no value behind its own gate")
             const += scale * int(x.val)
         elif x.op is Ops.RANGE or is_variable(x):
             coefs[x] = coefs.get(x, 0) + scale

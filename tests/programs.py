@@ -767,6 +767,7 @@ REFUSALS = {
     "attempting multiple stores: 2": "a sum over two devices, beside what is split over them",
     "mselect must be on tuple device": "a device's part of what is split no more",
     "non-contiguous view is not supported for": "an expanded view of what is stored already",
+    "bad reshape: () -> ": "a reflected triangle",
     "load out of bounds, size is": LOST_GATE,
     "uses what lies outside of a buffer": LOST_GATE,
     "UOp verification failed at": "halves in a vector, or summed over a symbolic size",
