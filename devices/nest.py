@@ -94,6 +94,9 @@ class Access:
         return self.index[axis] != 0 or any(axis in m.axes for m in self.masks)
 
 
+SIGNS = {"add": "+", "mul": "*", "fdiv": "/", "cmplt": "<", "cmpne": "!=", "and": "&"}
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of the expression. `op` is a tinygrad op name in lower case, or
@@ -154,7 +157,7 @@ class Node:
                 return f"({src[0]} ? {src[1]} : {src[2]})"
             case "cast":
                 return f"{self.dtype.name}({src[0]})"
-        if sign := {"add": "+", "mul": "*", "cmplt": "<", "cmpne": "!=", "and": "&"}.get(self.op):
+        if sign := SIGNS.get(self.op):
             return f"({src[0]} {sign} {src[1]})"
         return f"{self.op}({', '.join(src)})"
 
