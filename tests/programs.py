@@ -736,11 +736,10 @@ def products_wrap(program: Program) -> bool:
     """
     values = evaluate(program)
     for step in program.steps:
-        if step.op in CONTRACT and not is_float(values[step.reads[0]].dtype):
-            a, b = (values[i] for i in step.reads[:2])
-            info = np.iinfo(FORMATS[a.dtype].store)
-            most = [int(np.abs(v.data.astype(np.int64)).max()) for v in (a, b)]
-            if most[0] * most[1] > info.max:
+        if step.op in CONTRACT and values[step.reads[0]].dtype in INTS:
+            factors = [values[i] for i in step.reads]
+            most = math.prod(int(np.abs(v.data.astype(np.int64)).max()) for v in factors)
+            if most > np.iinfo(FORMATS[factors[0].dtype].store).max:
                 return True
     return False
 
