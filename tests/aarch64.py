@@ -40,10 +40,12 @@ Dir::State::status "FOLDER/status";
 Dir::Cache "FOLDER/cache";
 """
 
+# NumPy's BLAS would take kernels for the CPU that qemu shows, and NaN comes out of some of them.
 # The name by which it is called is sys.executable, so that a virtual environment is found, and
 # children started by that name are emulated.
 WRAPPER = """#!/bin/sh
-exec {qemu} -L {root} -0 "$0" -E PYTHONHOME={root}/usr {root}/usr/bin/{python} "$@"
+exec {qemu} -L {root} -0 "$0" -E PYTHONHOME={root}/usr -E OPENBLAS_CORETYPE=ARMV8 \\
+  {root}/usr/bin/{python} "$@"
 """
 
 OPTIONS = (
