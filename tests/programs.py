@@ -709,14 +709,15 @@ def wraps_under_max(program: Program) -> bool:
 
 
 def sums_a_repeat(program: Program) -> bool:
-    """Whether a reduction reads what came out of a repeat.
+    """Whether a reduction reads what came out of a repeat, or out of a tensor beside itself.
 
     A fault of tinygrad 0.14.0 on every device: `Tensor.ones(5, 4).contiguous().repeat(1, 2).sum()`
     is 200, not 40.
     """
     repeated: set[int] = set()
     for place, step in enumerate(program.steps, len(program.inputs)):
-        if step.op == "repeat" or repeated.intersection(step.reads):
+        twice = step.op == "cat" and len(set(step.reads)) < len(step.reads)
+        if step.op == "repeat" or twice or repeated.intersection(step.reads):
             if step.op in {**REDUCE, **REDUCE_FLOAT, **REDUCE_BOOL}:
                 return True
             repeated.add(place)
