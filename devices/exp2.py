@@ -12,7 +12,7 @@ from tinygrad.dtype import dtypes
 
 from tgx.devices.writer import literal, splat_literal, vector
 
-COEFFICIENTS = (  # of 2**f, |f| <= 1/2, the highest first; the error is below 2 units
+COEFFICIENTS = (  # of 2**f, |f| <= 1/2, the highest first; a test holds the error below one unit
     0.1535920892e-3,
     0.1339262701e-2,
     0.9618384764e-2,
@@ -23,12 +23,12 @@ COEFFICIENTS = (  # of 2**f, |f| <= 1/2, the highest first; the error is below 2
 )
 
 
-def exp2(x: str, lanes: int, let: Callable[[str], str], call: Callable[[str], str] = str) -> str:
+def exp2(x: str, lanes: int, let: Callable[[str], str], call: Callable[[str], str]) -> str:
     """2**x of one float or of a vector: 2**n times a polynomial in x - n, without a branch.
 
     Adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits; 2**n is put together in
     two halves, so that denormals and infinities come out by themselves. `x` is a name, `let` writes
-    `%name = expression` and returns the name, `call` sees each call of an intrinsic before."""
+    `%name = expression` and returns the name, `call` writes the word before an intrinsic."""
     floats, words, test = (vector(kind, lanes) for kind in ("float", "i32", "i1"))
     suffix = f"v{lanes}f32" if lanes > 1 else "f32"
 

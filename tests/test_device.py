@@ -124,6 +124,15 @@ def test_max_lets_nan_win_like_numpy() -> None:
 
 
 @pytest.mark.usefixtures("path")
+def test_exp2_is_within_one_unit_in_the_last_place() -> None:
+    a = np.concatenate([rng.uniform(-126, 128, 200_000), rng.uniform(-1, 1, 200_000)])
+    a = a.astype(np.float32)
+    exact = np.exp2(a.astype(np.float64))
+    off = np.abs(tgx(a).exp2().numpy() - exact) / np.spacing(exact.astype(np.float32))
+    assert off.max() < 1 and tgx(np.float32([0, 1, -3])).exp2().tolist() == [1, 2, 0.125]
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions_agree_with_numpy(dtype: type) -> None:
     a = np.abs(some(dtype, 101)) + dtype(0.1)
