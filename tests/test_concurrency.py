@@ -269,7 +269,7 @@ print("ok")
 
 def test_a_small_stack_of_the_whole_process(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -s 512; exec {sys.executable} -c '{BIG_ALONE}'"],
+        ["sh", "-c", f"ulimit -s 512; exec {sys.executable} -c '{BIG_ALONE}'"],
         capture_output=True, text=True, timeout=100,
         env={**os.environ, "DEV": "TGX", "CCACHE": "0"})
     assert done.returncode == 0 and done.stdout == "ok\n", done.stderr[-2000:]

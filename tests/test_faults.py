@@ -61,7 +61,7 @@ def run(code: str, home: Path, *, limits: str = "", timeout: float = 120,
     env.setdefault("PYTHONPATH", str(ROOT))
     try:
         return subprocess.run(
-            [*start, "bash", "-c", f'{limits or ":"}; exec "$0" -c "$1"', sys.executable, code],
+            [*start, "sh", "-c", f'{limits or ":"}; exec "$0" -c "$1"', sys.executable, code],
             capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired as e:
         return subprocess.CompletedProcess(e.cmd, 124, str(e.stdout), f"hangs; {e.stderr!s}")
@@ -576,7 +576,7 @@ def traced(tmp_path: Path, limits: str, rounds: int = 5,
     script.write_text(SCRIPT.replace("ROUNDS", str(rounds)))
     command = "" if "TGX_TRACE" in env else "-m tgx trace -o out"
     return subprocess.run(
-        ["bash", "-c", f'{limits}; exec "$0" {command} program.py', sys.executable],
+        ["sh", "-c", f'{limits}; exec "$0" {command} program.py', sys.executable],
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PARALLEL": "0", "DEV": "TGX", **env})
 
